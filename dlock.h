@@ -1240,7 +1240,6 @@ typedef struct dlocki_command {
 /* The longest command: a script, three keys, an owner, numbers and their frames. */
 #define DLOCKI_COMMAND_MAX (4096 + 3 * (DLOCK_KEY_MAX + 32) + 512)
 
-
 static void dlocki_put(dlocki_out *out, const void *bytes, size_t count)
 {
     DLOCK_ASSERT(count <= DLOCKI_OUT_MAX - out->to);
@@ -2740,8 +2739,8 @@ static void dlocki_link_tell(dlock_factory *factory, int cause, const dlock_erro
         int kind = cause;
         if (cause != DLOCKI_UNCONNECTED && !left) {
             kind = DLOCKI_CUT_UNSENT;
-        } else if (cause == DLOCKI_OVERDUE && i > 0) {
-            kind = DLOCKI_CUT;   /* only the oldest was too slow */
+        } else if (cause == DLOCKI_OVERDUE && factory->now < flight->deadline) {
+            kind = DLOCKI_CUT;   /* an older one was too slow, not this */
         }
         if (flight->lock != NULL) {
             dlocki_feed_kind(factory, flight->lock, kind, why);
@@ -3498,6 +3497,9 @@ static bool dlocki_call(dlock_factory *factory, dlock_lock *lock, int verb)
         factory->inside++;
         factory->now = factory->kernel->now(factory->world);
         dlocki_begin(factory, lock, verb);
+        if (dlocki_load(&lock->_claim) == DLOCKI_CANCELLED && lock->_verb != DLOCKI_NO_VERB) {
+            dlocki_feed_kind(factory, lock, DLOCKI_CANCEL, NULL);   /* before anybody looked */
+        }
         dlocki_drive(factory, lock);
         answer = lock->_answer;
         factory->inside--;
@@ -3737,5 +3739,54 @@ REVISION HISTORY
     0.1.0  The first version: one server, retry, fence, undo.
 
 LICENCE
-LICENCE_TEXT
+dlock is available under two licences. Choose whichever you prefer.
+
+------------------------------------------------------------------------------
+ALTERNATIVE A - MIT License
+
+Copyright (c) 2026 the authors of dlock
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of
+this software and associated documentation files (the "Software"), to deal in
+the Software without restriction, including without limitation the rights to
+use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies
+of the Software, and to permit persons to whom the Software is furnished to do
+so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+
+------------------------------------------------------------------------------
+ALTERNATIVE B - Public Domain (The Unlicense)
+
+This is free and unencumbered software released into the public domain.
+
+Anyone is free to copy, modify, publish, use, compile, sell, or distribute this
+software, either in source code form or as a compiled binary, for any purpose,
+commercial or non-commercial, and by any means.
+
+In jurisdictions that recognize copyright laws, the author or authors of this
+software dedicate any and all copyright interest in the software to the public
+domain. We make this dedication for the benefit of the public at large and to
+the detriment of our heirs and successors. We intend this dedication to be an
+overt act of relinquishment in perpetuity of all present and future rights to
+this software under copyright law.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN
+ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION
+WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+
+For more information, please refer to <https://unlicense.org>
+------------------------------------------------------------------------------
 */
