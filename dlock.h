@@ -1055,23 +1055,25 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
 
 /* ------------------------------------------------------------------------------ room 4: scripts */
 /* The Lua that runs on the server, in as few calls as its contract allows. K is the lock's key, Q
- * its queue, F its fence. A script that dies half-way must not leave the lock held: what follows
- * the owner test is `try` (redis.pcall), except where nothing has been written yet. No shebang
+ * its queue, F its fence. A script that dies half-way must not leave the lock held: after the
+ * first write, what may fail is `try` (redis.pcall), and what is `call` cannot fail. No shebang
  * line: a server that is out of memory refuses such scripts whole. Instants are the server's TIME
- * in microseconds; numbers stay below 2^53, up to where Lua counts exactly.
+ * in microseconds; numbers stay below 2^53, up to where Lua counts exactly. What a free lock with
+ * nobody in line needs comes first, before anything else is defined.
  *
  * This version never lines up itself, and still serves the queue: a ticket in Q is a place in the
  * line of a later version's program, "owner expiry kind", with kind g (wants the lock), n (the
  * same without a fence) or h (wants a hint only).
  *
- *   raise   a fence above every earlier one, and above the server's clock; nil if F cannot count
- *           on. It comes before K is set, so that no holder lacks one.
+ *   raise   max(stored, now) + 1: above every earlier fence, and above the server's clock, so that
+ *           it grows even when the stored one was lost. One ZADD does it, unless the stored one is
+ *           ahead of the clock. Else nil and what to answer.
  *   give    K, its expiry and its owner are set, then the new owner's inbox is told.
  *   serve   pops tickets until one is given the lock. "self": next in line is the asker. "mute":
  *           this server does not let us notify, so the queue is advice only. "more": 128 dead
  *           tickets. A waiter is alive if its inbox is subscribed on this server (PUBSUB NUMSUB);
  *           PUBLISH's count proves nothing. */
-#define DLOCKI_LUA_QUEUE \
+#define DLOCKI_LUA_FENCE \
     "local K, Q, F = KEYS[1], KEYS[2], KEYS[3]\n" \
     "local call, try = redis.call, redis.pcall\n" \
     "local now\n" \
@@ -1082,13 +1084,23 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     " end\n" \
     " return now\n" \
     "end\n" \
-    "local function raise(run, expiry)\n" \
-    " local added = run('ZADD', F, 'GT', clock(), 'f')\n" \
-    " local v = type(added) == 'number' and tonumber(run('ZINCRBY', F, 1, 'f'))\n" \
-    " if not v or v >= 9007199254740992 then return nil end\n" \
-    " run('PEXPIRE', F, math.max(86400000, 10 * expiry))\n" \
+    "local function raise(expiry)\n" \
+    " local v = clock() + 1\n" \
+    " local changed = try('ZADD', F, 'GT', 'CH', v, 'f')\n" \
+    " if changed == 0 then\n" \
+    "  v = try('ZINCRBY', F, 1, 'f')\n" \
+    "  if type(v) == 'table' then return nil, v end\n" \
+    "  v = tonumber(v)\n" \
+    "  if v >= 9007199254740992 then return nil, {3} end\n" \
+    " elseif changed ~= 1 then\n" \
+    "  return nil, changed\n" \
+    " end\n" \
+    " expiry = 10 * expiry\n" \
+    " try('PEXPIRE', F, expiry > 86400000 and expiry or '86400000')\n" \
     " return v\n" \
-    "end\n" \
+    "end\n"
+
+#define DLOCKI_LUA_SERVE \
     "local function back(score, ticket)\n" \
     " try('ZADD', Q, score, ticket)\n" \
     " if try('PTTL', Q) == -1 then try('PEXPIRE', Q, 600000) end\n" \
@@ -1096,18 +1108,19 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     "end\n" \
     "local function give(owner, expiry, kind, inbox)\n" \
     " local fence = 0\n" \
-    " if kind == 'g' then fence = raise(try, expiry) end\n" \
+    " if kind == 'g' then fence = raise(expiry) end\n" \
     " if not fence or try('SET', K, owner, 'PX', expiry).err then return false end\n" \
     " local told = 'g ' .. owner .. string.format(' %.0f %.0f', fence, clock())\n" \
     " if type(try('PUBLISH', inbox, told)) == 'number' then return true end\n" \
     " call('DEL', K)\n" \
     " return false\n" \
     "end\n" \
-    "local function serve(self)\n" \
+    "local function serve(self, popped)\n" \
     " for i = 1, 128 do\n" \
-    "  local first = try('ZPOPMIN', Q)\n" \
-    "  local ticket, score = first[1], first[2]\n" \
+    "  popped = popped or try('ZPOPMIN', Q)\n" \
+    "  local ticket, score = popped[1], popped[2]\n" \
     "  if not ticket then return 'none' end\n" \
+    "  popped = nil\n" \
     "  local o, px, kind = string.match(ticket, '^(dl1%-%x+) (%d+) ([gnh])$')\n" \
     "  px = tonumber(px or 0)\n" \
     "  if o and #o == 36 and px >= 1 and px <= 2592000000 then\n" \
@@ -1128,43 +1141,56 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     " return 'more'\n" \
     "end\n"
 
-/* acquire  KEYS K Q F  ARGV owner, expiry, kind ('' = does not line up), score (0 = none), fenced
+/* acquire  KEYS K Q F  ARGV owner, expiry, kind, score, fenced; what is left out at the end is
+ *          '' (does not line up), 0 (no place yet), 1 (with a fence)
  *   {1, fence, lease, now}   granted; an owner that asks again gets what is left, not a new lease
  *   {0, lease, now, score, place, foreign}   held; lease -1: without end
  *   {2}   ask again: many dead waiters were cleared
  *   {3}   refused: the fence cannot grow
- * An error: K was not set. K of another type is WRONGTYPE. */
+ * An error: the asker does not hold K. A K of another type is WRONGTYPE. K is set first, which
+ * costs one call less than to look first; until the script ends nobody sees it. */
 #define DLOCKI_LUA_ACQUIRE \
-    DLOCKI_LUA_QUEUE \
-    "local owner, expiry, kind, fenced = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[5] == '1'\n" \
-    "local ticket = owner .. ' ' .. ARGV[2] .. ' ' .. kind\n" \
-    "local holder = call('GET', K)\n" \
-    "if holder == owner then\n" \
-    " local fence = 0\n" \
-    " if fenced then fence = tonumber(call('ZSCORE', F, 'f') or nil) or raise(call, expiry) end\n" \
-    " if not fence then return {3} end\n" \
-    " return {1, fence, call('PTTL', K), clock()}\n" \
+    DLOCKI_LUA_FENCE \
+    "local owner, expiry, kind, fenced = ARGV[1], ARGV[2], ARGV[3] or '', ARGV[5] ~= '0'\n" \
+    "local free = call('SET', K, owner, 'NX', 'PX', expiry)\n" \
+    "local first = free and kind ~= 'h' and try('ZPOPMIN', Q)\n" \
+    "local function grant(lease)\n" \
+    " local fence, fault = 0, nil\n" \
+    " if fenced then fence, fault = raise(expiry) end\n" \
+    " if fence then return {1, fence, lease, clock()} end\n" \
+    " call('DEL', K)\n" \
+    " return fault\n" \
     "end\n" \
-    "if not holder then\n" \
-    " local served, other = 'none', nil\n" \
-    " if kind ~= 'h' then served, other = serve(owner) end\n" \
-    " if served == 'more' then return {2} end\n" \
+    "if free and not (first and first[1]) then return grant(expiry + 0) end\n" \
+    DLOCKI_LUA_SERVE \
+    "local ticket = owner .. ' ' .. expiry .. ' ' .. kind\n" \
+    "local holder\n" \
+    "if free then\n" \
+    " local served, other = serve(owner, first)\n" \
+    " if served == 'more' then\n" \
+    "  call('DEL', K)\n" \
+    "  return {2}\n" \
+    " end\n" \
     " if served ~= 'given' then\n" \
     "  if kind ~= '' then try('ZREM', Q, ticket) end\n" \
-    "  local fence = 0\n" \
-    "  if fenced then fence = raise(call, expiry) end\n" \
-    "  if not fence then return {3} end\n" \
     "  call('SET', K, owner, 'PX', expiry)\n" \
-    "  return {1, fence, expiry, clock()}\n" \
+    "  return grant(expiry + 0)\n" \
     " end\n" \
     " holder = other\n" \
+    "else\n" \
+    " holder = call('GET', K)\n" \
+    " if holder == owner then\n" \
+    "  local fence = fenced and tonumber(call('ZSCORE', F, 'f') or nil)\n" \
+    "  if fenced and not fence then return grant(call('PTTL', K)) end\n" \
+    "  return {1, fence or 0, call('PTTL', K), clock()}\n" \
+    " end\n" \
     "end\n" \
     "local lease, score, place = call('PTTL', K), 0, 0\n" \
     "if kind ~= '' then\n" \
     " score = tonumber(call('ZSCORE', Q, ticket) or nil)\n" \
     " if not score then\n" \
     "  local last = call('ZRANGE', Q, -1, -1, 'WITHSCORES')\n" \
-    "  score = tonumber(ARGV[4])\n" \
+    "  score = tonumber(ARGV[4] or 0)\n" \
     "  if score == 0 then score = math.max(clock(), tonumber(last[2] or 0) + 1) end\n" \
     "  call('ZADD', Q, 'NX', score, ticket)\n" \
     " end\n" \
@@ -1173,37 +1199,43 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     "end\n" \
     "local foreign = #holder ~= 36 or not string.find(holder, '^dl1%-%x+$')\n" \
     "return {0, lease, clock(), score, place, foreign and 1 or 0}\n"
-#define DLOCKI_LUA_ACQUIRE_SHA1 "abab18840ec8809264425ec7126a3bafacf2d715"
+#define DLOCKI_LUA_ACQUIRE_SHA1 "17b8e3e645d460173e2cb187203d6d825c257702"
 
 /* release, undo  KEYS K Q F  ARGV owner, ticket ('' = none)
  *   flags: 1 it was ours, 2 the ticket was removed, 4 handed over, 8 could not notify
  * Once it is known to be ours K is given away or deleted, whatever else fails. It pops first: that
  * is allowed out of memory, and opens the door for the SET that may follow. */
 #define DLOCKI_LUA_RELEASE \
-    DLOCKI_LUA_QUEUE \
     "local flags = 0\n" \
-    "if ARGV[2] ~= '' and try('ZREM', Q, ARGV[2]) == 1 then flags = 2 end\n" \
-    "if try('GET', K) ~= ARGV[1] then return flags end\n" \
+    "if ARGV[2] ~= '' and redis.pcall('ZREM', KEYS[2], ARGV[2]) == 1 then flags = 2 end\n" \
+    "if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return flags end\n" \
+    "local first = redis.pcall('ZPOPMIN', KEYS[2])\n" \
+    "if not first[1] then\n" \
+    " redis.call('DEL', KEYS[1])\n" \
+    " return flags + 1\n" \
+    "end\n" \
+    DLOCKI_LUA_FENCE \
+    DLOCKI_LUA_SERVE \
     "local served\n" \
     "for i = 1, 8 do\n" \
-    " served = serve('')\n" \
+    " served = serve('', first)\n" \
     " if served ~= 'more' then break end\n" \
+    " first = nil\n" \
     "end\n" \
     "if served == 'given' then return flags + 5 end\n" \
     "call('DEL', K)\n" \
     "if served == 'mute' then return flags + 9 end\n" \
     "return flags + 1\n"
-#define DLOCKI_LUA_RELEASE_SHA1 "ab17c07655fd88674b9dabe32bb909c11a0f8839"
+#define DLOCKI_LUA_RELEASE_SHA1 "f3d1cbdee4175fee0f9246586e7cf56a2f4c3a3f"
 
 /* extend  KEYS K  ARGV owner, expiry
  *   1 ours, and now for at least so long; 0 not ours. Never re-creates, never shortens. */
 #define DLOCKI_LUA_EXTEND \
-    "local left, expiry = nil, tonumber(ARGV[2])\n" \
     "if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end\n" \
-    "left = redis.call('PTTL', KEYS[1])\n" \
+    "local left, expiry = redis.call('PTTL', KEYS[1]), tonumber(ARGV[2])\n" \
     "if left >= 0 and left < expiry then redis.call('PEXPIRE', KEYS[1], expiry) end\n" \
     "return 1\n"
-#define DLOCKI_LUA_EXTEND_SHA1 "4b4c8edf750df3a274f57920b6f254d37b099ecb"
+#define DLOCKI_LUA_EXTEND_SHA1 "058d8365768a185bc7483490518140e0a2f5dcb0"
 
 /* -------------------------------------------------------------------------------- room 5: wire */
 /* Commands into bytes, bytes into verdicts: pure, no sockets. RESP as in the Redis serialization
@@ -1238,7 +1270,9 @@ typedef struct dlocki_command {
 } dlocki_command;
 
 /* The longest command: a script, three keys, an owner, numbers and their frames. */
-#define DLOCKI_COMMAND_MAX (4096 + 3 * (DLOCK_KEY_MAX + 32) + 512)
+#define DLOCKI_SCRIPT_MAX 4096
+#define DLOCKI_COMMAND_MAX (DLOCKI_SCRIPT_MAX + 3 * (DLOCK_KEY_MAX + 32) + 512)
+typedef char dlocki_script_fits[sizeof DLOCKI_LUA_ACQUIRE <= DLOCKI_SCRIPT_MAX ? 1 : -1];
 
 static void dlocki_put(dlocki_out *out, const void *bytes, size_t count)
 {
@@ -1349,14 +1383,17 @@ static bool dlocki_put_command(dlocki_out *out, const dlocki_command *command)
         dlocki_put_number(out, command->expiry_ms);
         break;
     case DLOCKI_ASK:
-        dlocki_put_script(out, command, DLOCKI_LUA_ACQUIRE, DLOCKI_LUA_ACQUIRE_SHA1, 3, 5);
+        dlocki_put_script(out, command, DLOCKI_LUA_ACQUIRE, DLOCKI_LUA_ACQUIRE_SHA1, 3,
+                          command->fenced ? 2 : 5);
         dlocki_put_helper(out, command->key, command->key_length, "queue");
         dlocki_put_helper(out, command->key, command->key_length, "fence");
         dlocki_put_bulk(out, command->owner, DLOCKI_OWNER_LENGTH);
         dlocki_put_number(out, command->expiry_ms);
-        dlocki_put_text(out, "");   /* kind: this version does not line up */
-        dlocki_put_text(out, "0");  /* score: no place in line yet */
-        dlocki_put_text(out, command->fenced ? "1" : "0");
+        if (!command->fenced) {
+            dlocki_put_text(out, "");   /* does not line up */
+            dlocki_put_text(out, "0");
+            dlocki_put_text(out, "0");
+        }
         break;
     case DLOCKI_GIVE_BACK:
         dlocki_put_script(out, command, DLOCKI_LUA_RELEASE, DLOCKI_LUA_RELEASE_SHA1, 3, 2);
@@ -1789,7 +1826,9 @@ static void dlocki_keep_why(dlock_lock *lock, int code, const dlocki_event *in)
 {
     if (in->why != NULL) {
         lock->_why = *in->why;
-        lock->_why.code = code;
+        if (code != DLOCK_UNREACHABLE || in->why->code != DLOCK_MEMORY) {
+            lock->_why.code = code;
+        }
     } else if (lock->_why.code != code) {
         dlocki_say(&lock->_why, code, 0, "%s", dlock_code_text(code));
     }
@@ -1941,11 +1980,12 @@ static unsigned dlocki_acquire_replied(dlock_lock *lock, const dlocki_event *in)
         }
         return dlocki_attempt_fail(lock, in, DLOCK_BUSY, -1);
     case DLOCKI_NOSCRIPT:
-        lock->_asked = false;
-        lock->_whole = true;
-        return DLOCKI_DO_SEND;
     case DLOCKI_LATER:
         lock->_asked = false;
+        if (in->verdict.kind == DLOCKI_NOSCRIPT && !lock->_whole) {
+            lock->_whole = true;
+            return DLOCKI_DO_SEND;
+        }
         return dlocki_attempt_fail(lock, in, DLOCK_UNREACHABLE, -1);
     case DLOCKI_REFUSAL:
         lock->_asked = in->verdict.obeyed;
@@ -2042,9 +2082,6 @@ static unsigned dlocki_extension_flags(dlock_lock *lock, const dlocki_event *in)
     ends = dlocki_plus(lock->_sent_at,
                        lock->_ask_expiry_ms - dlocki_drift_ms(lock->_ask_expiry_ms));
     lock->_valid_until = dlocki_most(lock->_valid_until, ends);
-    lock->_lapses_at = dlocki_most(
-        lock->_lapses_at,
-        dlocki_plus(in->now, lock->_ask_expiry_ms + dlocki_drift_ms(lock->_ask_expiry_ms)));
     if (in->now >= lock->_valid_until) {
         dlocki_say(&lock->_why, DLOCK_UNREACHABLE, 0,
                    "The answer came so late that the new lease may have ended.");
@@ -2076,12 +2113,13 @@ static unsigned dlocki_simple_replied(dlock_lock *lock, const dlocki_event *in)
     case DLOCKI_FLAGS:
         return lock->_verb == DLOCKI_EXTENSION ? dlocki_extension_flags(lock, in)
                                                : dlocki_release_flags(lock, in);
-    case DLOCKI_NOSCRIPT:
-        lock->_whole = true;
-        return DLOCKI_DO_SEND;
     case DLOCKI_REFUSAL:
         return dlocki_unanswered(lock, in, DLOCK_REFUSED);
     default:
+        if (in->verdict.kind == DLOCKI_NOSCRIPT && !lock->_whole) {
+            lock->_whole = true;
+            return DLOCKI_DO_SEND;
+        }
         return dlocki_unanswered(lock, in, DLOCK_UNREACHABLE);
     }
 }
@@ -2095,6 +2133,12 @@ static unsigned dlocki_simple_event(dlock_lock *lock, const dlocki_event *in)
         lock->_wake_at = DLOCKI_NEVER;
         return DLOCKI_DO_SEND;
     case DLOCKI_SENT:
+        if (lock->_verb == DLOCKI_EXTENSION) {   /* it may be obeyed, and its answer be lost */
+            lock->_lapses_at =
+                dlocki_most(lock->_lapses_at,
+                            dlocki_plus(in->now, in->bound_ms + lock->_ask_expiry_ms +
+                                                     dlocki_drift_ms(lock->_ask_expiry_ms)));
+        }
         return 0;
     case DLOCKI_REPLIED:
         return dlocki_simple_replied(lock, in);
@@ -2800,6 +2844,14 @@ static void dlocki_pump_debts(dlock_factory *factory, unsigned bound_to)
     }
 }
 
+static void dlocki_debts_put_off(dlock_factory *factory, int64_t pause_ms)
+{
+    int i;
+    for (i = 0; i < DLOCK_DEBT_MAX; i++) {
+        factory->debts[i].due_at = dlocki_plus(factory->now, pause_ms);
+    }
+}
+
 /* The connection is of no use any more. */
 static void dlocki_link_fail(dlock_factory *factory, int cause, const dlock_error *why)
 {
@@ -2816,15 +2868,11 @@ static void dlocki_link_fail(dlock_factory *factory, int cause, const dlock_erro
         (void)factory->kernel->send(factory->world, link->fd, link->out.bytes + link->out.from,
                                     link->out.to - link->out.from);
     }
-    for (i = 0; i < DLOCK_DEBT_MAX && factory->debt_count > 0; i++) {
-        dlocki_debt *debt = &factory->debts[i];
-        if (debt->used) {
-            debt->sent = false;
-            debt->lapses_at = DLOCKI_NEVER;
-            debt->due_at = dlocki_plus(factory->now,
-                                       cause == DLOCKI_UNCONNECTED ? DLOCKI_DEBT_PAUSE_MS : 0);
-        }
+    for (i = 0; i < DLOCK_DEBT_MAX; i++) {
+        factory->debts[i].sent = false;
+        factory->debts[i].lapses_at = DLOCKI_NEVER;
     }
+    dlocki_debts_put_off(factory, cause == DLOCKI_UNCONNECTED ? DLOCKI_DEBT_PAUSE_MS : 0);
     dlocki_link_close(factory);
 }
 
@@ -2851,10 +2899,11 @@ static void dlocki_answer_debt(dlock_factory *factory, dlocki_debt *debt, int ve
     case DLOCKI_REFUSAL:   /* trying again would not help: it lapses */
         dlocki_debt_pay(factory, debt);
         break;
-    case DLOCKI_NOSCRIPT:
-        debt->whole = true;
-        break;
     default:
+        if (verdict_kind == DLOCKI_NOSCRIPT && !debt->whole) {
+            debt->whole = true;
+            break;
+        }
         debt->due_at = dlocki_plus(factory->now, DLOCKI_DEBT_PAUSE_MS);
         break;
     }
@@ -2885,7 +2934,7 @@ static void dlocki_answer_lock(dlock_factory *factory, dlock_lock *lock, dlocki_
     memset(&in, 0, sizeof in);
     in.kind = DLOCKI_REPLIED;
     if (link->refused) {   /* perhaps another user, perhaps another database */
-        verdict->obeyed = verdict->kind == DLOCKI_GRANTED;
+        verdict->obeyed = verdict->kind == DLOCKI_GRANTED || verdict->kind == DLOCKI_DOUBT;
         verdict->kind = DLOCKI_REFUSAL;
         in.why = &link->refusal;
     } else if (verdict->says != NULL) {
@@ -2950,7 +2999,8 @@ static bool dlocki_link_take(dlock_factory *factory, size_t count)
             return false;
         }
     }
-    if (fed && link->reader->len - link->reader->pos <= DLOCKI_REPLY_MAX) {
+    if (fed && link->reader->len - link->reader->pos <=
+                   (link->flight_count > 0 ? (size_t)DLOCKI_REPLY_MAX : 0)) {
         return true;
     }
     if (!fed && link->reader->err == REDIS_ERR_OOM && !link->reply.strange) {
@@ -2990,6 +3040,19 @@ static void dlocki_link_read(dlock_factory *factory)
     }
 }
 
+static void dlocki_link_timers(dlock_factory *factory)
+{
+    dlocki_link *link = &factory->link;
+    if (link->state == DLOCKI_CONNECTING && factory->now >= link->connect_deadline) {
+        dlocki_connect_next(factory, ETIMEDOUT);
+    } else if (link->state == DLOCKI_UP && link->flight_count > 0 &&
+               factory->now >= link->flights[link->flight_first].deadline) {
+        dlock_error why;
+        dlocki_say_server(factory, &why, DLOCK_UNREACHABLE, ETIMEDOUT, "did not answer in time");
+        dlocki_link_fail(factory, DLOCKI_OVERDUE, &why);
+    }
+}
+
 /* --- sending */
 
 /* Is there a connection on which commands may be sent now? Makes one if there is none. */
@@ -2998,18 +3061,39 @@ static bool dlocki_link_ready(dlock_factory *factory)
     dlocki_link *link = &factory->link;
     if (link->state == DLOCKI_UP && factory->now - link->used_at >= DLOCKI_QUIET_MS) {
         dlocki_link_read(factory);   /* it may have ended, or say something unasked */
-    }
-    if (link->state == DLOCKI_UP && link->flight_count == 0 && (link->stale || link->refused)) {
-        dlocki_link_close(factory);
-    }
-    if (link->state == DLOCKI_DOWN) {
-        dlocki_link_open(factory);
+        dlocki_link_timers(factory);   /* or owe an answer for too long: no more for it */
     }
     if (link->state == DLOCKI_UP && link->refused) {
         dlocki_pump_debts(factory, link->generation);
         dlocki_flush(factory);
     }
+    if (link->state == DLOCKI_UP && link->flight_count == 0 && (link->stale || link->refused)) {
+        dlocki_debts_put_off(factory, DLOCKI_DEBT_PAUSE_MS);
+        dlocki_link_close(factory);
+    }
+    if (link->state == DLOCKI_DOWN) {
+        dlocki_link_open(factory);
+    }
     return link->state == DLOCKI_UP && !link->refused && !link->barrier;
+}
+
+/* What is owed on a key travels ahead of a new ask, even if it was told "later": else the ask
+ * would find our own leftover and call it somebody else's. */
+static void dlocki_pump_debts_of(dlock_factory *factory, const dlock_lock *lock)
+{
+    bool found = false;
+    int i;
+    for (i = 0; i < DLOCK_DEBT_MAX && factory->debt_count > 0; i++) {
+        dlocki_debt *debt = &factory->debts[i];
+        if (debt->used && !debt->sent && debt->key_length == lock->_key_length &&
+            memcmp(debt->key, lock->_key, debt->key_length) == 0) {
+            debt->due_at = factory->now;
+            found = true;
+        }
+    }
+    if (found) {
+        dlocki_pump_debts(factory, 0);
+    }
 }
 
 /* Sends one handle's command, if there is room for what may have to be undone later. */
@@ -3028,6 +3112,7 @@ static bool dlocki_pump_lock(dlock_factory *factory, dlock_lock *lock)
         if (factory->debt_count + factory->link.flight_count >= DLOCK_DEBT_MAX) {
             return false;
         }
+        dlocki_pump_debts_of(factory, lock);
     }
     if (!dlocki_launch(factory, &command, lock, -1)) {
         return false;
@@ -3103,16 +3188,8 @@ static int64_t dlocki_next_wake(const dlock_factory *factory)
 
 static void dlocki_timers(dlock_factory *factory)
 {
-    dlocki_link *link = &factory->link;
     dlock_lock *lock;
-    if (link->state == DLOCKI_CONNECTING && factory->now >= link->connect_deadline) {
-        dlocki_connect_next(factory, ETIMEDOUT);
-    } else if (link->state == DLOCKI_UP && link->flight_count > 0 &&
-               factory->now >= link->flights[link->flight_first].deadline) {
-        dlock_error why;
-        dlocki_say_server(factory, &why, DLOCK_UNREACHABLE, ETIMEDOUT, "did not answer in time");
-        dlocki_link_fail(factory, DLOCKI_OVERDUE, &why);
-    }
+    dlocki_link_timers(factory);
     lock = factory->pending;
     while (lock != NULL) {
         dlock_lock *next = lock->_next;
