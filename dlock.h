@@ -1058,8 +1058,8 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
  * its queue, F its fence. A script that dies half-way must not leave the lock held: after the
  * first write, what may fail is `try` (redis.pcall), and what is `call` cannot fail. No shebang
  * line: a server that is out of memory refuses such scripts whole. Instants are the server's TIME
- * in microseconds; numbers stay below 2^53, up to where Lua counts exactly. What a free lock with
- * nobody in line needs comes first, before anything else is defined.
+ * in microseconds; numbers stay below 2^53, up to where Lua counts exactly. What only a queue
+ * needs is defined where a queue was found.
  *
  * This version never lines up itself, and still serves the queue: a ticket in Q is a place in the
  * line of a later version's program, "owner expiry kind", with kind g (wants the lock), n (the
@@ -1073,19 +1073,15 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
  *           this server does not let us notify, so the queue is advice only. "more": 128 dead
  *           tickets. A waiter is alive if its inbox is subscribed on this server (PUBSUB NUMSUB);
  *           PUBLISH's count proves nothing. */
-#define DLOCKI_LUA_FENCE \
+#define DLOCKI_LUA_HEAD \
     "local K, Q, F = KEYS[1], KEYS[2], KEYS[3]\n" \
-    "local call, try = redis.call, redis.pcall\n" \
-    "local now\n" \
-    "local function clock()\n" \
-    " if not now then\n" \
-    "  local t = call('TIME')\n" \
-    "  now = t[1] * 1000000 + t[2]\n" \
-    " end\n" \
-    " return now\n" \
-    "end\n" \
+    "local call, try = redis.call, redis.pcall\n"
+
+#define DLOCKI_LUA_FENCE \
+    "local t = call('TIME')\n" \
+    "local now = t[1] * 1000000 + t[2]\n" \
     "local function raise(expiry)\n" \
-    " local v = clock() + 1\n" \
+    " local v = now + 1\n" \
     " local changed = try('ZADD', F, 'GT', 'CH', v, 'f')\n" \
     " if changed == 0 then\n" \
     "  v = try('ZINCRBY', F, 1, 'f')\n" \
@@ -1110,7 +1106,7 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     " local fence = 0\n" \
     " if kind == 'g' then fence = raise(expiry) end\n" \
     " if not fence or try('SET', K, owner, 'PX', expiry).err then return false end\n" \
-    " local told = 'g ' .. owner .. string.format(' %.0f %.0f', fence, clock())\n" \
+    " local told = 'g ' .. owner .. string.format(' %.0f %.0f', fence, now)\n" \
     " if type(try('PUBLISH', inbox, told)) == 'number' then return true end\n" \
     " call('DEL', K)\n" \
     " return false\n" \
@@ -1147,73 +1143,75 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
  *   {0, lease, now, score, place, foreign}   held; lease -1: without end
  *   {2}   ask again: many dead waiters were cleared
  *   {3}   refused: the fence cannot grow
- * An error: the asker does not hold K. A K of another type is WRONGTYPE. K is set first, which
- * costs one call less than to look first; until the script ends nobody sees it. */
+ * An error: the asker was not granted K now. A K of another type is WRONGTYPE. K is set first,
+ * which costs one call less than to look first; until the script ends nobody sees it. */
 #define DLOCKI_LUA_ACQUIRE \
-    DLOCKI_LUA_FENCE \
-    "local owner, expiry, kind, fenced = ARGV[1], ARGV[2], ARGV[3] or '', ARGV[5] ~= '0'\n" \
+    DLOCKI_LUA_HEAD \
+    "local owner, expiry, kind = ARGV[1], ARGV[2], ARGV[3] or ''\n" \
+    "local holder\n" \
     "local free = call('SET', K, owner, 'NX', 'PX', expiry)\n" \
     "local first = free and kind ~= 'h' and try('ZPOPMIN', Q)\n" \
-    "local function grant(lease)\n" \
-    " local fence, fault = 0, nil\n" \
-    " if fenced then fence, fault = raise(expiry) end\n" \
-    " if fence then return {1, fence, lease, clock()} end\n" \
-    " call('DEL', K)\n" \
-    " return fault\n" \
-    "end\n" \
-    "if free and not (first and first[1]) then return grant(expiry + 0) end\n" \
+    DLOCKI_LUA_FENCE \
+    "if first and first[1] then\n" \
     DLOCKI_LUA_SERVE \
-    "local ticket = owner .. ' ' .. expiry .. ' ' .. kind\n" \
-    "local holder\n" \
-    "if free then\n" \
     " local served, other = serve(owner, first)\n" \
     " if served == 'more' then\n" \
     "  call('DEL', K)\n" \
     "  return {2}\n" \
     " end\n" \
-    " if served ~= 'given' then\n" \
-    "  if kind ~= '' then try('ZREM', Q, ticket) end\n" \
+    " if served == 'given' then\n" \
+    "  free, holder = false, other\n" \
+    " else\n" \
+    "  if kind ~= '' then try('ZREM', Q, owner .. ' ' .. expiry .. ' ' .. kind) end\n" \
     "  call('SET', K, owner, 'PX', expiry)\n" \
-    "  return grant(expiry + 0)\n" \
-    " end\n" \
-    " holder = other\n" \
-    "else\n" \
-    " holder = call('GET', K)\n" \
-    " if holder == owner then\n" \
-    "  local fence = fenced and tonumber(call('ZSCORE', F, 'f') or nil)\n" \
-    "  if fenced and not fence then return grant(call('PTTL', K)) end\n" \
-    "  return {1, fence or 0, call('PTTL', K), clock()}\n" \
     " end\n" \
     "end\n" \
+    "local fence, fault = 0, nil\n" \
+    "if free then\n" \
+    " if ARGV[5] ~= '0' then fence, fault = raise(expiry) end\n" \
+    " if fence then return {1, fence, expiry + 0, now} end\n" \
+    " call('DEL', K)\n" \
+    " return fault\n" \
+    "end\n" \
+    "holder = holder or call('GET', K)\n" \
     "local lease, score, place = call('PTTL', K), 0, 0\n" \
+    "if holder == owner then\n" \
+    " if ARGV[5] ~= '0' then\n" \
+    "  fence = tonumber(call('ZSCORE', F, 'f') or nil)\n" \
+    "  if not fence then fence, fault = raise(expiry) end\n" \
+    " end\n" \
+    " return fence and {1, fence, lease, now} or fault\n" \
+    "end\n" \
     "if kind ~= '' then\n" \
+    " local ticket = owner .. ' ' .. expiry .. ' ' .. kind\n" \
     " score = tonumber(call('ZSCORE', Q, ticket) or nil)\n" \
     " if not score then\n" \
     "  local last = call('ZRANGE', Q, -1, -1, 'WITHSCORES')\n" \
     "  score = tonumber(ARGV[4] or 0)\n" \
-    "  if score == 0 then score = math.max(clock(), tonumber(last[2] or 0) + 1) end\n" \
+    "  if score == 0 then score = math.max(now, tonumber(last[2] or 0) + 1) end\n" \
     "  call('ZADD', Q, 'NX', score, ticket)\n" \
     " end\n" \
     " place = call('ZRANK', Q, ticket) + 1\n" \
     " call('PEXPIRE', Q, math.max(600000, lease + 60000))\n" \
     "end\n" \
     "local foreign = #holder ~= 36 or not string.find(holder, '^dl1%-%x+$')\n" \
-    "return {0, lease, clock(), score, place, foreign and 1 or 0}\n"
-#define DLOCKI_LUA_ACQUIRE_SHA1 "17b8e3e645d460173e2cb187203d6d825c257702"
+    "return {0, lease, now, score, place, foreign and 1 or 0}\n"
+#define DLOCKI_LUA_ACQUIRE_SHA1 "23ac8d862e757441c64d36ab369057b29f0be586"
 
-/* release, undo  KEYS K Q F  ARGV owner, ticket ('' = none)
+/* release, undo  KEYS K Q F  ARGV owner, ticket ('' or left out: none)
  *   flags: 1 it was ours, 2 the ticket was removed, 4 handed over, 8 could not notify
  * Once it is known to be ours K is given away or deleted, whatever else fails. It pops first: that
  * is allowed out of memory, and opens the door for the SET that may follow. */
 #define DLOCKI_LUA_RELEASE \
     "local flags = 0\n" \
-    "if ARGV[2] ~= '' and redis.pcall('ZREM', KEYS[2], ARGV[2]) == 1 then flags = 2 end\n" \
+    "if (ARGV[2] or '') ~= '' and redis.pcall('ZREM', KEYS[2], ARGV[2]) == 1 then flags = 2 end\n" \
     "if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return flags end\n" \
     "local first = redis.pcall('ZPOPMIN', KEYS[2])\n" \
     "if not first[1] then\n" \
     " redis.call('DEL', KEYS[1])\n" \
     " return flags + 1\n" \
     "end\n" \
+    DLOCKI_LUA_HEAD \
     DLOCKI_LUA_FENCE \
     DLOCKI_LUA_SERVE \
     "local served\n" \
@@ -1226,7 +1224,7 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     "call('DEL', K)\n" \
     "if served == 'mute' then return flags + 9 end\n" \
     "return flags + 1\n"
-#define DLOCKI_LUA_RELEASE_SHA1 "f3d1cbdee4175fee0f9246586e7cf56a2f4c3a3f"
+#define DLOCKI_LUA_RELEASE_SHA1 "87d512de2202c40c19342b85ba7347fd6673020e"
 
 /* extend  KEYS K  ARGV owner, expiry
  *   1 ours, and now for at least so long; 0 not ours. Never re-creates, never shortens. */
@@ -1287,6 +1285,10 @@ static size_t dlocki_digits(int64_t number, char *to)
     uint64_t rest = number < 0 ? 0 - (uint64_t)number : (uint64_t)number;
     size_t count = 0;
     size_t length = 0;
+    if (number >= 0 && number < 10) {   /* most are counts */
+        to[0] = (char)('0' + number);
+        return 1;
+    }
     do {
         backwards[count++] = (char)('0' + rest % 10);
         rest /= 10;
@@ -1396,11 +1398,10 @@ static bool dlocki_put_command(dlocki_out *out, const dlocki_command *command)
         }
         break;
     case DLOCKI_GIVE_BACK:
-        dlocki_put_script(out, command, DLOCKI_LUA_RELEASE, DLOCKI_LUA_RELEASE_SHA1, 3, 2);
+        dlocki_put_script(out, command, DLOCKI_LUA_RELEASE, DLOCKI_LUA_RELEASE_SHA1, 3, 1);
         dlocki_put_helper(out, command->key, command->key_length, "queue");
         dlocki_put_helper(out, command->key, command->key_length, "fence");
         dlocki_put_bulk(out, command->owner, DLOCKI_OWNER_LENGTH);
-        dlocki_put_text(out, "");   /* no ticket */
         break;
     default:
         DLOCK_ASSERT(command->kind == DLOCKI_EXTEND);
@@ -2872,7 +2873,7 @@ static void dlocki_link_fail(dlock_factory *factory, int cause, const dlock_erro
         factory->debts[i].sent = false;
         factory->debts[i].lapses_at = DLOCKI_NEVER;
     }
-    dlocki_debts_put_off(factory, cause == DLOCKI_UNCONNECTED ? DLOCKI_DEBT_PAUSE_MS : 0);
+    dlocki_debts_put_off(factory, link->proven ? 0 : DLOCKI_DEBT_PAUSE_MS);
     dlocki_link_close(factory);
 }
 
@@ -3169,6 +3170,9 @@ static int64_t dlocki_next_wake(const dlock_factory *factory)
     const dlock_lock *lock;
     int64_t at = factory->ends_at;
     int i;
+    if (link->state == DLOCKI_DOWN && !dlocki_is_idle(factory)) {
+        return factory->now;   /* it was lost while sending: a new one, at once */
+    }
     if (link->state == DLOCKI_CONNECTING) {
         at = dlocki_least(at, link->connect_deadline);
     } else if (link->flight_count > 0) {
