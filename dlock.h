@@ -501,7 +501,7 @@ private:
 #define DLOCKI_QUIET_MS 10         /* a connection quiet for longer is read before writing   */
 #define DLOCKI_PAUSE_MAX_MS 2000   /* between attempts while nothing can be connected        */
 #define DLOCKI_DEBT_PAUSE_MS 100   /* before a debt is tried again that was told "later"     */
-#define DLOCKI_AGAIN_MAX 64        /* rounds of clearing dead waiters within one attempt     */
+#define DLOCKI_AGAIN_MAX 8         /* rounds of clearing dead waiters within one attempt     */
 #define DLOCKI_NUMBER_MAX INT64_C(9007199254740992)   /* 2^53: Lua counts exactly below      */
 #define DLOCKI_NEVER INT64_MAX
 
@@ -1078,9 +1078,10 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     "local call, try = redis.call, redis.pcall\n"
 
 #define DLOCKI_LUA_FENCE \
-    "local t = call('TIME')\n" \
-    "local now = t[1] * 1000000 + t[2]\n" \
+    "local t = try('TIME')\n" \
+    "local now = t[1] and t[1] * 1000000 + t[2]\n" \
     "local function raise(expiry)\n" \
+    " if not now then return nil, t end\n" \
     " local v = now + 1\n" \
     " local changed = try('ZADD', F, 'GT', 'CH', v, 'f')\n" \
     " if changed == 0 then\n" \
@@ -1103,7 +1104,7 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     " return 'mute'\n" \
     "end\n" \
     "local function give(owner, expiry, kind, inbox)\n" \
-    " local fence = 0\n" \
+    " local fence = now and 0\n" \
     " if kind == 'g' then fence = raise(expiry) end\n" \
     " if not fence or try('SET', K, owner, 'PX', expiry).err then return false end\n" \
     " local told = 'g ' .. owner .. string.format(' %.0f %.0f', fence, now)\n" \
@@ -1147,11 +1148,12 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
  * which costs one call less than to look first; until the script ends nobody sees it. */
 #define DLOCKI_LUA_ACQUIRE \
     DLOCKI_LUA_HEAD \
+    DLOCKI_LUA_FENCE \
+    "if not now then return t end\n" \
     "local owner, expiry, kind = ARGV[1], ARGV[2], ARGV[3] or ''\n" \
     "local holder\n" \
     "local free = call('SET', K, owner, 'NX', 'PX', expiry)\n" \
     "local first = free and kind ~= 'h' and try('ZPOPMIN', Q)\n" \
-    DLOCKI_LUA_FENCE \
     "if first and first[1] then\n" \
     DLOCKI_LUA_SERVE \
     " local served, other = serve(owner, first)\n" \
@@ -1196,7 +1198,7 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     "end\n" \
     "local foreign = #holder ~= 36 or not string.find(holder, '^dl1%-%x+$')\n" \
     "return {0, lease, now, score, place, foreign and 1 or 0}\n"
-#define DLOCKI_LUA_ACQUIRE_SHA1 "23ac8d862e757441c64d36ab369057b29f0be586"
+#define DLOCKI_LUA_ACQUIRE_SHA1 "f2e90a4d26443d70d4029ab370161da449bdca02"
 
 /* release, undo  KEYS K Q F  ARGV owner, ticket ('' or left out: none)
  *   flags: 1 it was ours, 2 the ticket was removed, 4 handed over, 8 could not notify
@@ -1224,7 +1226,7 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     "call('DEL', K)\n" \
     "if served == 'mute' then return flags + 9 end\n" \
     "return flags + 1\n"
-#define DLOCKI_LUA_RELEASE_SHA1 "87d512de2202c40c19342b85ba7347fd6673020e"
+#define DLOCKI_LUA_RELEASE_SHA1 "776fb8282c77af8a7e3fdb94c2002f8b21ae06ee"
 
 /* extend  KEYS K  ARGV owner, expiry
  *   1 ours, and now for at least so long; 0 not ours. Never re-creates, never shortens. */
@@ -1595,6 +1597,7 @@ static const dlocki_error_class dlocki_error_classes[] = {
     {"CLUSTERDOWN", DLOCKI_LATER, false, "belongs to a cluster that is down"},
     {"ERR max number of clients", DLOCKI_LATER, false, "has no room for another client"},
     {"NOAUTH", DLOCKI_REFUSAL, false, "asks for a password"},
+    {"ERR Protocol error: unauth", DLOCKI_REFUSAL, false, "asks for a password"},
     {"WRONGPASS", DLOCKI_REFUSAL, false, "does not take this user and password"},
     {"ERR invalid password", DLOCKI_REFUSAL, false, "does not take this password"},
     {"ERR AUTH", DLOCKI_REFUSAL, false, "has no password, and one was given"},
@@ -2322,7 +2325,7 @@ typedef struct dlocki_link {
     int address_next;
     int flight_first;
     int flight_count;
-    bool proven;               /* something was answered without an error            */
+    bool proven;               /* it has served: a command about a lock was answered */
     bool barrier;              /* nothing before a PING was answered                 */
     bool pinged;
     bool stale;                /* to be replaced before the next command             */
@@ -2965,7 +2968,8 @@ static void dlocki_answer(dlock_factory *factory, bool more)
     link->flight_first = (link->flight_first + 1) % DLOCKI_FLIGHT_MAX;
     link->flight_count--;
     link->stale = link->stale || verdict.elsewhere;
-    if (verdict.kind != DLOCKI_LATER && verdict.kind != DLOCKI_REFUSAL) {
+    if (flight.kind > DLOCKI_PING && verdict.kind != DLOCKI_LATER &&
+        verdict.kind != DLOCKI_REFUSAL) {
         link->proven = true;
         link->failures = 0;
     }
