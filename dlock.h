@@ -2856,6 +2856,29 @@ static void dlocki_debts_put_off(dlock_factory *factory, int64_t pause_ms)
     }
 }
 
+/* A server that was only slow undoes at once what it did: what is owed is written behind what has
+ * left, unread. What has not left must not leave now: whoever sent it was told so. */
+static void dlocki_link_farewell(dlock_factory *factory)
+{
+    dlocki_link *link = &factory->link;
+    size_t kept = link->out.to;
+    int i;
+    for (i = link->flight_count - 1; i >= 0; i--) {
+        const dlocki_flight *flight =
+            &link->flights[(link->flight_first + i) % DLOCKI_FLIGHT_MAX];
+        if (flight->begins >= link->sent) {
+            kept = link->out.from + (size_t)(flight->begins - link->sent);
+        }
+    }
+    dlocki_wipe(link->out.bytes + kept, link->out.to - kept);
+    link->out.to = kept;
+    link->queued = link->sent + (kept - link->out.from);
+    link->flight_count = 0;
+    dlocki_pump_debts(factory, 0);
+    (void)factory->kernel->send(factory->world, link->fd, link->out.bytes + link->out.from,
+                                link->out.to - link->out.from);
+}
+
 /* The connection is of no use any more. */
 static void dlocki_link_fail(dlock_factory *factory, int cause, const dlock_error *why)
 {
@@ -2866,11 +2889,7 @@ static void dlocki_link_fail(dlock_factory *factory, int cause, const dlock_erro
     }
     dlocki_link_tell(factory, cause, why);
     if (cause == DLOCKI_OVERDUE && link->state == DLOCKI_UP && !link->refused) {
-        /* A server that was only slow undoes at once what it did: written behind, unread. */
-        link->flight_count = 0;
-        dlocki_pump_debts(factory, 0);
-        (void)factory->kernel->send(factory->world, link->fd, link->out.bytes + link->out.from,
-                                    link->out.to - link->out.from);
+        dlocki_link_farewell(factory);
     }
     for (i = 0; i < DLOCK_DEBT_MAX; i++) {
         factory->debts[i].sent = false;
