@@ -2306,7 +2306,6 @@ typedef struct dlocki_flight {
 typedef struct dlocki_debt {
     bool used;
     bool sent;
-    bool whole;
     unsigned bound_to;     /* the one connection it makes sense on; 0 = any       */
     int64_t due_at;        /* not before                                          */
     int64_t lapses_at;     /* never, until the server was heard after the failure */
@@ -2326,6 +2325,7 @@ typedef struct dlocki_link {
     int flight_first;
     int flight_count;
     bool proven;               /* it has served: a command about a lock was answered */
+    bool scripted;             /* a script was; only then is a plain SET worth having  */
     bool barrier;              /* nothing before a PING was answered                 */
     bool pinged;
     bool stale;                /* to be replaced before the next command             */
@@ -2581,6 +2581,7 @@ static void dlocki_link_close(dlock_factory *factory)
     link->generation += link->generation == UINT_MAX ? 2u : 1u;
     link->flight_count = 0;
     link->proven = false;
+    link->scripted = false;
     link->pinged = false;
     link->stale = false;
     link->refused = false;
@@ -2837,7 +2838,7 @@ static void dlocki_pump_debts(dlock_factory *factory, unsigned bound_to)
         }
         memset(&command, 0, sizeof command);
         command.kind = DLOCKI_GIVE_BACK;
-        command.whole = debt->whole;
+        command.whole = true;   /* there may be no second chance to say it */
         command.owner = debt->owner;
         command.key = debt->key;
         command.key_length = debt->key_length;
@@ -2923,10 +2924,6 @@ static void dlocki_answer_debt(dlock_factory *factory, dlocki_debt *debt, int ve
         dlocki_debt_pay(factory, debt);
         break;
     default:
-        if (verdict_kind == DLOCKI_NOSCRIPT && !debt->whole) {
-            debt->whole = true;
-            break;
-        }
         debt->due_at = dlocki_plus(factory->now, DLOCKI_DEBT_PAUSE_MS);
         break;
     }
@@ -2990,6 +2987,7 @@ static void dlocki_answer(dlock_factory *factory, bool more)
     if (flight.kind > DLOCKI_PING && verdict.kind != DLOCKI_LATER &&
         verdict.kind != DLOCKI_REFUSAL) {
         link->proven = true;
+        link->scripted = link->scripted || flight.kind != DLOCKI_SET;
         link->failures = 0;
     }
     if (flight.kind == DLOCKI_PING) {   /* any answer is one */
@@ -3137,6 +3135,9 @@ static bool dlocki_pump_lock(dlock_factory *factory, dlock_lock *lock)
             return false;
         }
         dlocki_pump_debts_of(factory, lock);
+        if (command.kind == DLOCKI_SET && !factory->link.scripted) {
+            command.kind = DLOCKI_ASK;   /* where scripts are forbidden nothing can be given back */
+        }
     }
     if (!dlocki_launch(factory, &command, lock, -1)) {
         return false;
@@ -3506,6 +3507,7 @@ static void dlocki_close_drive(dlock_factory *factory)
             lock->_factory = NULL;
         } else {
             dlocki_begin(factory, lock, DLOCKI_RELEASE);
+            lock->_whole = true;   /* as for a debt */
         }
     }
     while ((factory->pending != NULL || factory->debt_count > 0) &&
