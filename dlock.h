@@ -232,6 +232,9 @@ struct dlock_lock {
     int _claim;                /* atomic: is a call under way, may it be cancelled?      */
     int _wake_fd;              /* atomic: what dlock_cancel writes to                    */
     dlock_factory *_factory;
+    const struct dlocki_kernel *_kernel;
+    void *_world;
+    long _pid;                 /* who acquired it; a child after fork() did not          */
     dlock_lock *_self;         /* so that a copy is noticed                              */
     dlock_lock *_next;         /* in the factory's list of pending or of held handles    */
     dlock_lock *_previous;
@@ -2522,6 +2525,8 @@ static void dlocki_settle(dlock_factory *factory, dlock_lock *lock)
     }
     if (lock->_sleeper != NULL) {
         dlocki_condition_signal((dlocki_condition *)lock->_sleeper);
+    } else if (factory->leading) {
+        dlocki_wake(factory->wake_fd);   /* it may be the call of the one who waits for all */
     }
 }
 
@@ -3580,16 +3585,14 @@ static const char *dlocki_options_fault(const dlock_options *options)
     return NULL;
 }
 
-/* Why may no call be made on this handle with this factory? NULL: it may. */
-static const char *dlocki_factory_fault(const dlock_factory *factory)
+static const char dlocki_fork_fault[] =
+    "This process did not open the factory: after fork() the child opens its own.";
+
+/* Was the lock acquired by this very process? The factory is not touched: a child may have closed
+ * it. */
+static bool dlocki_is_native(const dlock_lock *lock)
 {
-    if (factory == NULL) {
-        return "The factory is NULL: dlock_open failed, or was not called.";
-    }
-    if (factory->kernel->pid(factory->world) != factory->pid) {
-        return "This process did not open the factory: after fork() the child opens its own.";
-    }
-    return NULL;
+    return lock->_kernel->pid(lock->_world) == lock->_pid;
 }
 
 /* Runs one call, from its start to its answer. */
@@ -3620,8 +3623,13 @@ static bool dlocki_call(dlock_factory *factory, dlock_lock *lock, int verb)
 static bool dlocki_acquire_check(dlock_factory *factory, dlock_lock *lock, const char *key,
                                  const dlock_options *options)
 {
-    const char *fault = dlocki_factory_fault(factory);
+    const char *fault = NULL;
     size_t length = options->key_length;
+    if (factory == NULL) {
+        fault = "The factory is NULL: dlock_open failed, or was not called.";
+    } else if (factory->kernel->pid(factory->world) != factory->pid) {
+        fault = dlocki_fork_fault;
+    }
     if (fault == NULL && lock->_state == DLOCKI_OURS) {
         fault = "The handle is in use: release or forget its lock first.";
     }
@@ -3652,6 +3660,9 @@ static void dlocki_acquire_prepare(dlock_factory *factory, dlock_lock *lock,
 {
     lock->_state = DLOCKI_UNUSED;
     lock->_factory = factory;
+    lock->_kernel = factory->kernel;
+    lock->_world = factory->world;
+    lock->_pid = factory->pid;
     lock->_self = lock;
     lock->_sleeper = NULL;
     lock->_expiry_ms = options->expiry_ms;
@@ -3698,8 +3709,8 @@ static bool dlocki_held_check(dlock_lock *lock)
         fault = "The handle holds no lock.";
     } else if (lock->_self != lock) {
         fault = "The handle was copied or moved; only the original may be used.";
-    } else {
-        fault = dlocki_factory_fault(lock->_factory);
+    } else if (!dlocki_is_native(lock)) {
+        fault = dlocki_fork_fault;
     }
     return fault == NULL || dlocki_say_argument(&lock->_why, fault);
 }
@@ -3718,7 +3729,7 @@ DLOCK_DEF bool dlock_extend(dlock_lock *lock, int64_t expiry_ms)
         } else if (lock->_state == DLOCKI_OWED) {
             dlocki_say(&lock->_why, DLOCK_LOST, 0, "A release was sent before this call.");
         } else if (lock->_degraded) {
-            int64_t now = lock->_factory->kernel->now(lock->_factory->world);
+            int64_t now = lock->_kernel->now(lock->_world);
             lock->_valid_until = dlocki_most(
                 lock->_valid_until, dlocki_plus(now, lock->_ask_expiry_ms -
                                                          dlocki_drift_ms(lock->_ask_expiry_ms)));
@@ -3736,7 +3747,7 @@ DLOCK_DEF bool dlock_extend(dlock_lock *lock, int64_t expiry_ms)
 static void dlocki_let_go(dlock_lock *lock, int state)
 {
     dlock_factory *factory = lock->_factory;
-    if (lock->_state == DLOCKI_OURS && dlocki_factory_fault(factory) == NULL) {
+    if (lock->_state == DLOCKI_OURS && dlocki_is_native(lock)) {
         dlocki_mutex_lock(&factory->mutex);
         dlocki_list_remove(factory, lock);
         dlocki_mutex_unlock(&factory->mutex);
@@ -3791,7 +3802,7 @@ DLOCK_DEF void dlock_cancel(dlock_lock *lock)
 static bool dlocki_is_ours(const dlock_lock *lock)
 {
     return lock != NULL && lock->_self == lock && lock->_state == DLOCKI_OURS &&
-           dlocki_factory_fault(lock->_factory) == NULL;
+           dlocki_is_native(lock);
 }
 
 DLOCK_DEF int64_t dlock_remaining_ms(const dlock_lock *lock)
@@ -3800,7 +3811,7 @@ DLOCK_DEF int64_t dlock_remaining_ms(const dlock_lock *lock)
         return 0;
     }
     return dlocki_most(0, dlocki_plus(lock->_valid_until,
-                                      -lock->_factory->kernel->now(lock->_factory->world)));
+                                      -lock->_kernel->now(lock->_world)));
 }
 
 DLOCK_DEF bool dlock_is_acquired(const dlock_lock *lock)
