@@ -3013,8 +3013,9 @@ static bool dlocki_link_take(dlock_factory *factory, size_t count)
     dlocki_link *link = &factory->link;
     unsigned generation = link->generation;
     dlock_error why;
+    bool partial;
     bool fed = redisReaderFeed(link->reader, (const char *)link->in, count) == REDIS_OK;
-    while (fed) {
+    while (fed && link->reader->len > link->reader->pos) {
         void *parsed = NULL;
         link->reply.strange = false;
         fed = redisReaderGetReply(link->reader, &parsed) == REDIS_OK;
@@ -3026,8 +3027,10 @@ static bool dlocki_link_take(dlock_factory *factory, size_t count)
             return false;
         }
     }
-    if (fed && link->reader->len - link->reader->pos <=
-                   (link->flight_count > 0 ? (size_t)DLOCKI_REPLY_MAX : 0)) {
+    /* The beginning of a reply that nobody waits for is as bad as a whole one. */
+    partial = link->reader->ridx != -1;
+    if (fed && link->reader->len - link->reader->pos <= DLOCKI_REPLY_MAX &&
+        (!partial || link->flight_count > 0)) {
         return true;
     }
     if (!fed && link->reader->err == REDIS_ERR_OOM && !link->reply.strange) {
