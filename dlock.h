@@ -1938,6 +1938,7 @@ static unsigned dlocki_attempt_fail(dlock_lock *lock, const dlocki_event *in, in
 static unsigned dlocki_attempt(dlock_lock *lock, const dlocki_event *in)
 {
     lock->_wake_at = DLOCKI_NEVER;
+    lock->_whole = false;
     if (lock->_burnt) {
         if (!dlocki_draw_owner(lock, in)) {
             dlocki_say(&lock->_why, DLOCK_UNREACHABLE, 0,

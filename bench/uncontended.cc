@@ -1,0 +1,477 @@
+/* What does acquire + release cost when nobody else wants the lock?
+ *
+ * The answer is a ratio to a floor measured in the same run: SET key owner NX PX n, and EVALSHA of
+ * compare-and-delete, both in bare blocking hiredis, the least that any lock of this kind can do.
+ * Client and server share one processor: where the system places the two changes a round trip by
+ * a factor of four, and that would be all one sees. The variants take turns in short batches, and
+ * a ratio is always one of two batches of the same round, so that a machine whose speed drifts
+ * slows both alike.
+ *
+ * On a unix socket a blocking read, as hiredis does it, is woken once for nothing: by the server
+ * taking the command off the socket. Who waits with poll or epoll is spared that, about 2 us a
+ * command, and it is in the figures. On TCP there is no such thing: --tcp shows the other half. */
+
+#define DLOCK_IMPLEMENTATION
+#include "dlock.h"
+
+#include "support.h"
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+namespace {
+
+enum { EXPIRY_MS = DLOCK_DEFAULT_EXPIRY_MS, ROUNDS_LEAST = 5, WARM_UP = 300 };
+
+const double BATCH_SECONDS = 0.02;
+
+const char USAGE[] =
+    "usage: uncontended [--seconds N] [--tcp | --url URL] [--check]\n"
+    "What does acquire + release cost when nobody else wants the lock?\n"
+    "  --seconds N  measure for about so long (default 10)\n"
+    "  --tcp        the private server is reached by loopback TCP, not by its unix socket\n"
+    "  --url URL    use this server instead of a private one; then nothing is pinned\n"
+    "  --check      exit status 1 if a target is missed\n"
+    "  --help       this text\n";
+
+struct settings {
+    double seconds = 10;
+    const char *url = nullptr;
+    bool tcp = false;
+    bool check = false;
+};
+
+/* One way to take and give back a lock, and what was measured of it. */
+struct variant {
+    const char *name;
+    const char *title;
+    double target;                    /* the ratio to the floor; 0 = none                    */
+    std::function<bool()> pair;       /* acquire and release; false: `failure` says why      */
+    std::vector<double> seconds = {}; /* per pair, one entry for each round                  */
+    uint64_t pairs = 0;
+    uint64_t allocations = 0;
+    uint64_t instructions = 0;
+};
+
+std::string failure;
+
+/* ----------------------------------------------------------------------------- the floor */
+
+/* Blocking hiredis at the server that a URL names. NULL: `failure` says why. */
+redisContext *connect_url(const char *text)
+{
+    dlock_error error = dlock_error();
+    std::unique_ptr<dlocki_url> url(new dlocki_url());
+    if (!dlocki_url_parse(text, url.get(), &error)) {
+        failure = error.text;
+        return nullptr;
+    }
+    redisContext *context =
+        url->is_unix ? redisConnectUnix(url->host) : redisConnect(url->host, url->port);
+    redisReply *reply = nullptr;
+    if (context != nullptr && context->err == 0 && url->username_length > 0) {
+        reply = static_cast<redisReply *>(redisCommand(context, "AUTH %b %b", url->username,
+                                                       url->username_length, url->password,
+                                                       url->password_length));
+    } else if (context != nullptr && context->err == 0 && url->has_password) {
+        reply = static_cast<redisReply *>(
+            redisCommand(context, "AUTH %b", url->password, url->password_length));
+    }
+    bool good = reply == nullptr || reply->type == REDIS_REPLY_STATUS;
+    freeReplyObject(reply);
+    if (good && context != nullptr && context->err == 0 && url->database != 0) {
+        reply = static_cast<redisReply *>(redisCommand(context, "SELECT %d", url->database));
+        good = reply != nullptr && reply->type == REDIS_REPLY_STATUS;
+        freeReplyObject(reply);
+    }
+    if (good && context != nullptr && context->err == 0) {
+        return context;
+    }
+    failure = !good                ? "the server does not take this password or database"
+              : context != nullptr ? context->errstr
+                                   : "no memory";
+    if (context != nullptr) {
+        redisFree(context);
+    }
+    return nullptr;
+}
+
+/* As fast as blocking hiredis goes: argument vectors, not format strings, which cost another 4 %.
+ * The owner is as long and as random to the eye as ours, but drawn by a cheap generator. */
+class floor_lock {
+public:
+    floor_lock(redisContext *context, const std::string &key) : context_(context), key_(key)
+    {
+        redisReply *reply = static_cast<redisReply *>(redisCommand(
+            context, "SCRIPT LOAD %s",
+            "if redis.call('get',KEYS[1]) == ARGV[1] then return redis.call('del',KEYS[1]) "
+            "else return 0 end"));
+        if (reply != nullptr && reply->type == REDIS_REPLY_STRING) {
+            sha_.assign(reply->str, reply->len);
+        }
+        freeReplyObject(reply);
+    }
+
+    bool pair()
+    {
+        draw_owner();
+        const std::string expiry = std::to_string(EXPIRY_MS); /* short: no allocation */
+        const char *set[] = {"SET", key_.c_str(), owner_, "NX", "PX", expiry.c_str()};
+        const size_t set_lengths[] = {3, key_.size(), OWNER_LENGTH, 2, 2, expiry.size()};
+        const char *del[] = {"EVALSHA", sha_.c_str(), "1", key_.c_str(), owner_};
+        const size_t del_lengths[] = {7, sha_.size(), 1, key_.size(), OWNER_LENGTH};
+        return ask(6, set, set_lengths, REDIS_REPLY_STATUS, "OK", 0) &&
+               ask(5, del, del_lengths, REDIS_REPLY_INTEGER, nullptr, 1);
+    }
+
+private:
+    enum { OWNER_LENGTH = 36 };
+
+    void draw_owner()
+    {
+        for (int word = 0; word < 3; word++) {
+            random_ ^= random_ << 13;
+            random_ ^= random_ >> 7;
+            random_ ^= random_ << 17;
+            for (int i = 0; i < 12; i++) {
+                owner_[12 * word + i] = "0123456789abcdef"[random_ >> (4 * i) & 15];
+            }
+        }
+    }
+
+    bool ask(int count, const char **words, const size_t *lengths, int type, const char *text,
+             long long number)
+    {
+        redisReply *reply =
+            static_cast<redisReply *>(redisCommandArgv(context_, count, words, lengths));
+        bool good = reply != nullptr && reply->type == type &&
+                    (text != nullptr ? strcmp(reply->str, text) == 0 : reply->integer == number);
+        if (!good) {
+            failure = std::string("the floor's ") + words[0] + ": " +
+                      (reply == nullptr        ? context_->errstr
+                       : reply->str != nullptr ? reply->str
+                                               : "an unexpected reply");
+        }
+        freeReplyObject(reply);
+        return good;
+    }
+
+    redisContext *context_;
+    std::string key_;
+    std::string sha_;
+    char owner_[OWNER_LENGTH + 1] = "";
+    uint64_t random_ = 88172645463325252u;
+};
+
+/* ------------------------------------------------------------------------------- measuring */
+
+bool dlock_pair(dlock_factory *factory, const char *key, const dlock_options *options)
+{
+    dlock_lock lock = DLOCK_INIT;
+    if (!dlock_acquire(factory, &lock, key, options) || !dlock_release(&lock)) {
+        failure = std::string("dlock: ") + dlock_why(&lock)->text;
+        return false;
+    }
+    return true;
+}
+
+void measure(benchmark::State &state, variant *what, const bench::instructions *counter)
+{
+    uint64_t allocations = bench_allocations;
+    uint64_t instructions = counter->read();
+    for (auto _ : state) {
+        if (!what->pair()) {
+            state.SkipWithError("see below");
+            break;
+        }
+    }
+    what->instructions += counter->read() - instructions;
+    what->allocations += bench_allocations - allocations;
+    what->pairs += static_cast<uint64_t>(state.iterations());
+}
+
+/* Google Benchmark runs and times one batch; the rounds and the table are ours. */
+class collector : public benchmark::BenchmarkReporter {
+public:
+    bool ReportContext(const Context &) override { return true; }
+    void ReportRuns(const std::vector<Run> &runs) override
+    {
+        for (const Run &run : runs) {
+            seconds = run.real_accumulated_time / static_cast<double>(run.iterations);
+        }
+    }
+
+    double seconds = 0;
+};
+
+/* How many pairs make a batch; also warms everything up. 0 = failed. */
+int64_t batch_size(std::vector<variant> &variants)
+{
+    double start = bench::now_seconds();
+    int pairs = 0;
+    for (int i = 0; i < WARM_UP && bench::now_seconds() - start < 1; i++) {
+        for (variant &each : variants) {
+            if (!each.pair()) {
+                return 0;
+            }
+            pairs++;
+        }
+    }
+    double seconds = (bench::now_seconds() - start) / pairs;
+    return std::max(int64_t(10), static_cast<int64_t>(BATCH_SECONDS / seconds));
+}
+
+void show_progress(double spent, double all, double *shown)
+{
+    bool terminal = isatty(STDERR_FILENO) != 0;
+    if (spent - *shown >= (terminal ? 0.2 : 5)) {
+        *shown = spent;
+        fprintf(stderr, terminal ? "\rmeasuring: %.0f of %.0f s " : "measuring: %.0f of %.0f s\n",
+                spent, all);
+    }
+}
+
+void clear_progress()
+{
+    if (isatty(STDERR_FILENO) != 0) {
+        fprintf(stderr, "\r%40s\r", "");
+    }
+}
+
+/* Rounds until the time is over; each round every variant once, another one first each time. */
+bool run_rounds(std::vector<variant> &variants, double seconds)
+{
+    collector reporter;
+    double start = bench::now_seconds();
+    double shown = 0;
+    for (size_t round = 0; failure.empty(); round++) {
+        double spent = bench::now_seconds() - start;
+        if (spent >= seconds && round >= ROUNDS_LEAST) {
+            break;
+        }
+        for (size_t i = 0; i < variants.size() && failure.empty(); i++) {
+            variant &next = variants[(round + i) % variants.size()];
+            benchmark::RunSpecifiedBenchmarks(&reporter, std::string("^") + next.name + "/");
+            if (bench::interrupted != 0) {
+                failure = "interrupted";
+            }
+            next.seconds.push_back(reporter.seconds);
+        }
+        show_progress(spent, seconds, &shown);
+    }
+    clear_progress();
+    return failure.empty();
+}
+
+/* ------------------------------------------------------------------------------- the table */
+
+double median(std::vector<double> values)
+{
+    std::sort(values.begin(), values.end());
+    size_t half = values.size() / 2;
+    return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+std::string number(const char *format, double value)
+{
+    char text[64];
+    snprintf(text, sizeof text, format, value);
+    return text;
+}
+
+/* Prints one line. False if a target is missed. */
+bool print_variant(const variant &each, const variant &floor, bool counted, bool counts)
+{
+    std::vector<double> ratios;
+    for (size_t i = 0; i < each.seconds.size(); i++) {
+        ratios.push_back(each.seconds[i] / floor.seconds[i]);
+    }
+    double ratio = median(ratios);
+    double pairs = static_cast<double>(each.pairs);
+    bool ours = each.target > 0;
+    bool good = !ours || (ratio <= each.target && (!counted || each.allocations == 0));
+    std::string range = number("(%.3f", *std::min_element(ratios.begin(), ratios.end())) +
+                        number(" .. %.3f)", *std::max_element(ratios.begin(), ratios.end()));
+    std::string target = ours ? number("<= %.2f", each.target) : "";
+    const char *verdict = !ours ? "" : good ? "met" : "MISSED";
+    std::string heap = "-";
+    std::string instructions = "-";
+    if (counted) {
+        heap = each.allocations == 0
+                   ? "0"
+                   : number("%.2f", static_cast<double>(each.allocations) / pairs);
+    }
+    if (counts) {
+        instructions = number("%.0f", static_cast<double>(each.instructions) / pairs);
+    }
+    printf("%-36s %8.2f %8.3f %-18s %-8s %-7s %6s %8s\n", each.title, median(each.seconds) * 1e6,
+           ratio, range.c_str(), target.c_str(), verdict, heap.c_str(), instructions.c_str());
+    return good;
+}
+
+bool print_table(const std::vector<variant> &variants, const bench::instructions &counter)
+{
+    bool counted = bench::allocations_are_counted();
+    bool good = true;
+    printf("\n%-36s %8s    %-24s %-16s %6s %8s\n", "acquire + release", "us", "ratio to the floor",
+           "target", "heap", "instruc-");
+    printf("%-36s %8s    %-24s %-16s %6s %8s\n", "", "median", "median (least .. most)", "",
+           "allocs", "tions");
+    for (const variant &each : variants) {
+        good = print_variant(each, variants[0], counted, counter.available()) && good;
+    }
+    const std::vector<double> &times = variants[0].seconds;
+    double spread = *std::max_element(times.begin(), times.end()) /
+                    *std::min_element(times.begin(), times.end());
+    if (spread > 2) {
+        printf("the floor itself varied by a factor of %.1f: the machine was busy with other "
+               "things, run it again alone\n",
+               spread);
+    }
+    if (!counted) {
+        printf("heap allocations: not available here\n");
+    }
+    if (!counter.available()) {
+        printf("user instructions: not available here (%s)\n", counter.why_not());
+    }
+    return good;
+}
+
+/* ------------------------------------------------------------------------------- the program */
+
+/* False: the usage was wrong, or asked for; *status is the exit status. */
+bool read_options(int argc, char **argv, settings *wanted, int *status)
+{
+    bool good = true;
+    for (int i = 1; i < argc && good; i++) {
+        const std::string option = argv[i];
+        const char *value = i + 1 < argc ? argv[i + 1] : nullptr;
+        if (option == "--help") {
+            fputs(USAGE, stdout);
+            *status = 0;
+            return false;
+        } else if (option == "--check") {
+            wanted->check = true;
+        } else if (option == "--tcp") {
+            wanted->tcp = true;
+        } else if (option == "--seconds" && value != nullptr) {
+            char *end = nullptr;
+            wanted->seconds = strtod(value, &end);
+            good = end != value && *end == '\0' && wanted->seconds > 0 && wanted->seconds < 1e6;
+            i++;
+        } else if (option == "--url" && value != nullptr) {
+            wanted->url = value;
+            i++;
+        } else {
+            good = false;
+        }
+    }
+    good = good && !(wanted->tcp && wanted->url != nullptr);
+    if (!good) {
+        fputs(USAGE, stderr);
+        *status = 2;
+    }
+    return good;
+}
+
+void print_facts(const settings &wanted, redisContext *context, int processor)
+{
+    std::string where = "a server of yours; NOT pinned";
+    if (wanted.url == nullptr) {
+        where = std::string("private, no persistence, by ") +
+                (wanted.tcp ? "loopback TCP" : "unix socket");
+    }
+    std::string pinned;
+    if (processor >= 0) {
+        pinned = ", server and client pinned to processor " + std::to_string(processor);
+    } else if (wanted.url == nullptr) {
+        pinned = ", NOT pinned: the system does not allow it";
+    }
+    printf("machine  %s%s\n", bench::machine().c_str(), pinned.c_str());
+    printf("server   %s, %s\n", bench::server_version(context).c_str(), where.c_str());
+    printf("program  %s; hiredis %d.%d.%d, dlock %d.%d.%d\n", bench::compiler().c_str(),
+           HIREDIS_MAJOR, HIREDIS_MINOR, HIREDIS_PATCH, DLOCK_VERSION_MAJOR, DLOCK_VERSION_MINOR,
+           DLOCK_VERSION_PATCH);
+    fflush(stdout);
+}
+
+/* Measures and prints. The exit status. */
+int answer(const settings &wanted, redisContext *context, dlock_factory *factory)
+{
+    const std::string prefix = "dlock:bench:" + std::to_string(std::random_device()()) + ":";
+    const std::string keys[] = {prefix + "0", prefix + "1", prefix + "2"};
+    floor_lock floor(context, keys[0]);
+    dlock_options plain = dlock_options();
+    plain.no_fence = true;
+    std::vector<variant> variants = {
+        {"floor", "bare hiredis: SET NX PX + EVALSHA", 0, [&] { return floor.pair(); }},
+        {"fence", "dlock, every default", 1.25,
+         [&] { return dlock_pair(factory, keys[1].c_str(), nullptr); }},
+        {"no_fence", "dlock, no_fence, one attempt", 1.00,
+         [&] { return dlock_pair(factory, keys[2].c_str(), &plain); }},
+    };
+    bench::instructions counter;
+    int64_t pairs = batch_size(variants);
+    for (variant &each : variants) {
+        variant *what = &each;
+        benchmark::RegisterBenchmark(
+            each.name,
+            [what, &counter](benchmark::State &state) { measure(state, what, &counter); })
+            ->Iterations(pairs)
+            ->UseRealTime();
+    }
+    bool measured = pairs > 0 && run_rounds(variants, wanted.seconds);
+    for (const std::string &key : keys) { /* leave nothing behind on a server of the user's */
+        freeReplyObject(redisCommand(context, "DEL %s {%s}:fence", key.c_str(), key.c_str()));
+    }
+    if (!measured) {
+        fprintf(stderr, "%s\n", failure.c_str());
+        return bench::interrupted != 0 ? 128 + bench::interrupted : 1;
+    }
+    printf("rounds   %zu, in each a batch of %lld pairs of every variant\n",
+           variants[0].seconds.size(), static_cast<long long>(pairs));
+    return print_table(variants, counter) || !wanted.check ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char **argv)
+{
+    settings wanted;
+    int status = 1;
+    if (!read_options(argc, argv, &wanted, &status)) {
+        return status;
+    }
+    bench::catch_signals();
+    bench::server server;
+    int processor = -1;
+    if (wanted.url == nullptr) {
+        processor = bench::pin();
+        if (!server.start(wanted.tcp)) {
+            fprintf(stderr, "%s\n", server.error().c_str());
+            return 1;
+        }
+    }
+    const char *url = wanted.url != nullptr ? wanted.url : server.url().c_str();
+    redisContext *context = connect_url(url);
+    dlock_error error = dlock_error();
+    dlock_factory *factory = dlock_open(url, nullptr, &error);
+    if (context == nullptr || factory == nullptr) {
+        fprintf(stderr, "%s\n", context == nullptr ? failure.c_str() : error.text);
+    } else {
+        timeval limit = {5, 0};
+        redisSetTimeout(context, limit);
+        print_facts(wanted, context, processor);
+        status = answer(wanted, context, factory);
+    }
+    dlock_close(factory);
+    if (context != nullptr) {
+        redisFree(context);
+    }
+    return status;
+}

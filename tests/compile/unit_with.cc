@@ -1,0 +1,3 @@
+/* The one file of a program that gets the code. */
+#define DLOCK_IMPLEMENTATION
+#include "dlock.h"
