@@ -9,7 +9,7 @@
 .SUFFIXES:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help deps demo test lint asan tsan matrix bench install clean
+.PHONY: help deps demo test lint asan tsan matrix bench format install clean
 
 PREFIX ?= /usr/local
 Q := $(if $(V),,@)
@@ -76,8 +76,9 @@ NEEDS_tsan := $(NEEDS_asan)
 NEEDS_matrix := $(NEEDS_asan)
 NEEDS_test := $(NEEDS_asan) gcc=gcc g++=g++ clang=clang pkg-config=pkg-config
 NEEDS_lint := $(NEEDS_asan) gcc=gcc g++=g++ clang=clang clang-format=clang-format
+NEEDS_format := clang-format=clang-format patch=patch
 NEEDS_bench := $(NEEDS_demo) g++=g++ benchmark/benchmark.h=libbenchmark-dev
-NEEDS_deps := $(NEEDS_test) $(NEEDS_lint) $(NEEDS_bench)
+NEEDS_deps := $(NEEDS_test) $(NEEDS_lint) $(NEEDS_format) $(NEEDS_bench)
 NEEDS := $(sort $(foreach goal,$(MAKECMDGOALS),$(NEEDS_$(goal))))
 
 # Redis's package on Debian starts a server for the whole machine and at every boot. Nobody here
@@ -162,18 +163,14 @@ build/lint/clang-%.o: tests/compile/calls.c
 build/lint/clang++-%.o: tests/compile/calls.cc
 	$(Q)clang++ $(CLANGXX_WARNINGS) $(STRICT)
 
-# The format is compared without the blanks before a comment: see .clang-format.
 lint: $(LINT) $(OWN)  ## strict warnings of gcc and clang, the format, the scripts' syntax
-	@for file in $(SOURCES); do \
-	    for step in cat clang-format; do \
-	        $$step $$file | sed 's|[[:blank:]]*/\*| /*|' >build/lint/$$step; \
-	    done; \
-	    diff -u --label $$file --label 'as .clang-format has it' build/lint/cat \
-	        build/lint/clang-format || bad=1; \
-	done; \
+	@sh tests/format.sh check $(SOURCES) || bad=1; \
 	! LC_ALL=C.UTF-8 grep -nE '.{101}' $(SOURCES) $(SCRIPTS) Makefile || bad=1; \
 	for file in $(SCRIPTS); do $$(sed -n "1s/^#!//p" $$file) -n $$file || bad=1; done; \
 	if [ "$$bad" ]; then exit 1; fi; echo 'lint: clean'
+
+format: deps  ## bring the sources into the format that lint asks for
+	@sh tests/format.sh fix $(SOURCES)
 
 # --- for other programs ------------------------------------------------------------------------
 

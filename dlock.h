@@ -180,7 +180,7 @@ typedef struct dlock_error {
     int code;       /* enum dlock_code                                          */
     int node;       /* which server, counted from 0; -1 = none in particular    */
     int os_errno;   /* what the system said; 0 = nothing                        */
-    char text[192];
+    char text[256];
 } dlock_error;
 
 /* What a code means, in words. Any number is legal. Any thread, any time. */
@@ -897,7 +897,8 @@ static bool dlocki_url_host(dlocki_url *url, dlocki_part part, dlock_error *erro
     if (part.from < part.to && *part.from == '[') {
         host.from = part.from + 1;
         host.to = dlocki_find(part, ']', false);
-        if (host.to == part.to || dlocki_find(host, ':', false) == host.to) {
+        if (host.to == part.to || dlocki_find(host, ':', false) == host.to ||
+            dlocki_find(host, '[', false) != host.to) {
             return dlocki_say(error, DLOCK_ARGUMENT, 0,
                               "The URL's brackets do not hold an IPv6 address.");
         }
@@ -905,8 +906,9 @@ static bool dlocki_url_host(dlocki_url *url, dlocki_part part, dlock_error *erro
     } else {
         host.to = dlocki_find(part, ':', false);
         port.from = host.to;
-        if (dlocki_find(host, ']', false) != host.to) {
-            return dlocki_say(error, DLOCK_ARGUMENT, 0, "The URL has a ']' without a '['.");
+        if (dlocki_find(part, '[', false) != part.to || dlocki_find(part, ']', false) != part.to) {
+            return dlocki_say(error, DLOCK_ARGUMENT, 0,
+                              "The URL's host has a '[' or ']' that is not around all of it.");
         }
     }
     if (host.from == host.to) {
@@ -934,10 +936,6 @@ static bool dlocki_url_path(dlocki_url *url, dlocki_part part, dlock_error *erro
     dlocki_part path = part;
     dlocki_part database;
     path.to = dlocki_find(part, '?', false);
-    if (dlocki_find(part, '#', false) != part.to) {
-        return dlocki_say(error, DLOCK_ARGUMENT, 0,
-                          "The URL has a '#', which means nothing here; write it as %%23.");
-    }
     database.from = path.to;
     database.to = part.to;
     if (url->is_unix) {
@@ -1005,6 +1003,10 @@ static bool dlocki_url_parse(const char *text, dlocki_url *url, dlock_error *err
     url->is_unix = i == 2;
     rest.from = text + strlen(schemes[i]);
     rest.to = c;
+    if (dlocki_find(rest, '#', false) != rest.to) {
+        return dlocki_say(error, DLOCK_ARGUMENT, 0,
+                          "The URL has a '#', which means nothing here; write it as %%23.");
+    }
     authority = rest;
     authority.to = dlocki_find(rest, '/', false);
     if (dlocki_find(rest, '?', false) < authority.to) {
@@ -1446,6 +1448,9 @@ static void *dlocki_reply_string(const redisReadTask *task, char *text, size_t l
     reply->type = task->type;
     memcpy(reply->text, text, kept);
     reply->text[kept] = 0;
+    if (strlen(reply->text) < kept) {   /* nothing that we ask for has a NUL byte in it */
+        reply->text[0] = 0;
+    }
     return reply;
 }
 
@@ -1509,8 +1514,8 @@ static void dlocki_reply_free(void *reply)
 static void dlocki_reader_close(redisReader *reader)
 {
     if (reader != NULL) {
-        if (reader->buf != NULL) {
-            dlocki_wipe(reader->buf, reader->len);   /* a server may quote what it was sent */
+        if (reader->buf != NULL) {   /* a server may quote what it was sent */
+            dlocki_wipe(reader->buf, sdslen(reader->buf) + sdsavail(reader->buf));
         }
         redisReaderFree(reader);
     }
@@ -1627,36 +1632,37 @@ static const dlocki_error_class dlocki_error_classes[] = {
 };
 
 /* Before Redis 7 an error from inside a script came wrapped: "ERR Error running script (call to
- * f_...): @user_script:1: WORD ...". This finds the word. */
+ * f_...): @user_script:1: @user_script: 1: -WORD ...". This finds the word; NULL: it is not
+ * wrapped. */
 static const char *dlocki_unwrap(const char *text)
 {
     const char *mark = strstr(text, "@user_script:");
-    int i;
-    if (strncmp(text, "ERR Error running script", 24) != 0) {
-        return text;
+    if (mark == NULL || strncmp(text, "ERR Error running script", 24) != 0) {
+        return NULL;
     }
-    for (i = 0; i < 2 && mark != NULL && strncmp(mark, "@user_script:", 13) == 0; i++) {
-        text = mark + 13;
-        while (*text == ' ' || (*text >= '0' && *text <= '9')) {
-            text++;
-        }
-        text += *text == ':' ? 1 : 0;
-        text += *text == ' ' ? 1 : 0;
-        mark = text;
+    while (strncmp(mark, "@user_script:", 13) == 0) {
+        mark += 13;
+        mark += strspn(mark, " 0123456789:");
     }
-    return text;
+    return *mark == '-' ? mark + 1 : mark;
 }
 
 static void dlocki_classify(const char *text, dlocki_verdict *verdict)
 {
+    const char *inner = dlocki_unwrap(text);
     size_t i;
-    text = dlocki_unwrap(text);
     for (i = 0; i < sizeof dlocki_error_classes / sizeof *dlocki_error_classes; i++) {
         const dlocki_error_class *is = &dlocki_error_classes[i];
-        size_t length = strlen(is->begins);
-        bool word = strchr(is->begins, ' ') == NULL;
-        if (strncmp(text, is->begins, length) == 0 &&
-            (!word || text[length] == ' ' || text[length] == 0)) {
+        const char *begins = is->begins;
+        bool word = strchr(begins, ' ') == NULL;
+        const char *said = inner != NULL ? inner : text;
+        size_t length;
+        if (inner != NULL && !word && strncmp(inner, "ERR ", 4) != 0) {
+            begins += 4;   /* inside, there is no ERR before it */
+        }
+        length = strlen(begins);
+        if (strncmp(said, begins, length) == 0 &&
+            (!word || said[length] == ' ' || said[length] == 0)) {
             verdict->kind = is->kind;
             verdict->elsewhere = is->elsewhere;
             verdict->says = is->says;
@@ -3263,7 +3269,9 @@ static void dlocki_wait(dlock_factory *factory)
     dlocki_link *link = &factory->link;
     unsigned generation = link->generation;
     int64_t until = dlocki_next_wake(factory);
-    int64_t timeout = until == DLOCKI_NEVER ? -1 : dlocki_most(0, until - factory->now);
+    int64_t timeout = until < DLOCKI_NEVER || factory->now == DLOCKI_NEVER
+                          ? dlocki_most(0, until - factory->now)
+                          : -1;
     struct pollfd fds[2];
     fds[0].fd = factory->wake_fd;
     fds[0].events = POLLIN;

@@ -148,11 +148,16 @@ inline void catch_signals()
     signal(SIGPIPE, SIG_IGN); /* hiredis's write would die of it */
 }
 
+inline double seconds(const timespec &at)
+{
+    return static_cast<double>(at.tv_sec) + static_cast<double>(at.tv_nsec) * 1e-9;
+}
+
 inline double now_seconds()
 {
     timespec now = {};
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+    return seconds(now);
 }
 
 inline void pause_ms(long span)
@@ -313,6 +318,20 @@ public:
         timeval limit = {5, 0};
         return port_ != 0 ? redisConnectWithTimeout("127.0.0.1", port_, limit)
                           : redisConnectUnixWithTimeout(socket_.c_str(), limit);
+    }
+
+    /* Processor time that this process and the server have used, in seconds; 0 = not known. */
+    double processor_seconds() const
+    {
+        clockid_t clock = 0;
+        timespec theirs = {};
+        timespec ours = {};
+        if (pid_ <= 0 || clock_getcpuclockid(pid_, &clock) != 0 ||
+            clock_gettime(clock, &theirs) != 0 ||
+            clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ours) != 0) {
+            return 0;
+        }
+        return seconds(theirs) + seconds(ours);
     }
 
     const std::string &url() const { return url_; }

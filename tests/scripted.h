@@ -51,7 +51,9 @@ enum fault_kind {
     FAULT_ANSWER,       /* not executed; `text` as the reply                              */
     FAULT_ANSWER_AFTER, /* executed; `text` as the reply                                  */
     FAULT_FLOOD,        /* not executed; `text` over and over, without end                */
-    FAULT_STOP          /* the whole server stops before it, and goes on in `delay_ms`    */
+    FAULT_MUTE, /* executed, and no reply to anything on this connection any more          */
+    FAULT_DEAF, /* not executed, and nothing on this connection any more */
+    FAULT_STOP  /* the whole server stops before it, and goes on in `delay_ms`    */
 };
 
 struct fault {
@@ -86,6 +88,8 @@ struct fake_socket {
     bool broken;  /* something was sent to nobody                                   */
     bool reset;   /* the end is ECONNRESET, not an end of file                      */
     bool sent_one;
+    bool mute;
+    bool deaf;
     bool authenticated;
     const char *flood;
     int connect_errno;
@@ -141,6 +145,7 @@ struct world {
     /* The kernel. */
     bool stepping; /* wait returns at once and notes in `wanted` until when it would */
     int64_t wanted;
+    int ready;
     int64_t latency_ms; /* one way                                                        */
     int64_t pause_ms;   /* every wait takes so much longer: a busy machine                */
     bool no_descriptors;
@@ -726,14 +731,18 @@ static inline bool model_serve_one(struct world *world, struct fake_socket *sock
     seen.database = socket->database;
     seen.socket = socket->number;
     seen.at = world->now;
+    socket->deaf = socket->deaf || (faulty && fault.kind == FAULT_DEAF);
+    socket->mute = socket->mute || socket->deaf || (faulty && fault.kind == FAULT_MUTE);
     executed = !faulty || (fault.kind != FAULT_DROP_REQUEST && fault.kind != FAULT_CLOSE_BEFORE &&
                            fault.kind != FAULT_ANSWER && fault.kind != FAULT_FLOOD);
-    if (executed) {
+    if (executed && !socket->deaf) {
         model_execute(world, socket, &request, &seen, reply, sizeof reply);
     }
     model_log(world, &seen);
     stream_take(&socket->up, request.size);
-    model_reply(world, socket, faulty ? &fault : NULL, reply);
+    if (!socket->mute) {
+        model_reply(world, socket, faulty ? &fault : NULL, reply);
+    }
     return true;
 }
 
@@ -925,6 +934,8 @@ static int fake_connect(void *world, const dlocki_address *address)
     socket->broken = false;
     socket->reset = false;
     socket->sent_one = false;
+    socket->mute = false;
+    socket->deaf = false;
     socket->authenticated = false;
     socket->flood = NULL;
     socket->database = 0;
@@ -1139,6 +1150,7 @@ static int fake_wait(void *world, struct pollfd *fds, int count, int timeout_ms)
         world_sleep(our, our->pause_ms);
     }
     our->wanted = end;
+    our->ready = 0;
     if (kernel_fails(our)) { /* time passes all the same */
         world_sleep(our, 1);
         return -ENOMEM;
@@ -1148,6 +1160,7 @@ static int fake_wait(void *world, struct pollfd *fds, int count, int timeout_ms)
         world_happen(our);
         ready = world_ready(our, fds, count);
         if (ready > 0 || our->now >= end || our->stepping) {
+            our->ready = ready;
             return ready;
         }
         if (dlocki_least(end, world_next(our)) == DLOCKI_NEVER) {
@@ -1288,17 +1301,17 @@ static inline bool call_acquire(dlock_factory *factory, dlock_lock *lock, const 
 /* Deals with what has come and is due now; until when would it wait next? */
 static inline int64_t call_step(struct world *world, dlock_factory *factory)
 {
-    int served;
+    bool again = true;
     world->stepping = true;
-    do {
-        served = world->calls;
+    while (again) {
         dlocki_mutex_lock(&factory->mutex);
         factory->now = world->now;
         dlocki_pump(factory);
         dlocki_wait(factory);
         dlocki_pump(factory);
         dlocki_mutex_unlock(&factory->mutex);
-    } while (world->calls - served > 1); /* more than the wait itself */
+        again = world->ready > 0 || world->wanted <= world->now;
+    }
     world->stepping = false;
     return world->wanted;
 }

@@ -38,8 +38,8 @@ static struct entry entries[ENTRIES_MAX];
 static pid_t main_process;
 
 /* What may lie in a directory of ours; the handler must not call readdir. */
-static const char *const litter[] = {"/redis.sock", "/proxy.sock", "/server.log",
-                                     "/data/dump.rdb", "/data"};
+static const char *const litter[] = {"/redis.sock", "/proxy.sock", "/server.log", "/data/dump.rdb",
+                                     "/data"};
 
 static void discard(const char *directory)
 {
@@ -112,14 +112,14 @@ static void tidy_prepare(void)
 }
 
 /* Fails the test; in a child there is none to fail, and going on would run the others twice. */
-#define broken(...)                                                                              \
-    do {                                                                                         \
-        if (main_process != 0 && getpid() != main_process) {                                     \
-            fprintf(stderr, __VA_ARGS__);                                                        \
-            fprintf(stderr, "\n");                                                               \
-            _exit(99);                                                                           \
-        }                                                                                        \
-        fail_msg(__VA_ARGS__);                                                                   \
+#define broken(...) \
+    do { \
+        if (main_process != 0 && getpid() != main_process) { \
+            fprintf(stderr, __VA_ARGS__); \
+            fprintf(stderr, "\n"); \
+            _exit(99); \
+        } \
+        fail_msg(__VA_ARGS__); \
     } while (0)
 
 static struct entry *entry_new(void)
@@ -256,6 +256,20 @@ int free_port(void)
     }
     (void)close(fd);
     return ntohs(address.sin_port);
+}
+
+bool has_ipv6(void)
+{
+    struct sockaddr_in6 address;
+    memset(&address, 0, sizeof address);
+    address.sin6_family = AF_INET6;
+    address.sin6_addr = in6addr_loopback;
+    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool has = fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof address) == 0;
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    return has;
 }
 
 /* ----------------------------------------------------------------------------------- children */
@@ -840,8 +854,7 @@ static bool word_ends(const struct pair *pair, const char *word)
     if (length == 0) {
         return end[-1] == '*';
     }
-    return memcmp(end - 2, "\r\n", 2) == 0 &&
-           strncasecmp(end - 2 - length, word, length) == 0 &&
+    return memcmp(end - 2, "\r\n", 2) == 0 && strncasecmp(end - 2 - length, word, length) == 0 &&
            memcmp(end - 4 - length, "\r\n", 2) == 0;
 }
 
@@ -1053,8 +1066,7 @@ void proxy_set(struct proxy *proxy, const struct proxy_plan *plan)
         control->answer_length = length <= PROXY_ANSWER_MAX ? length : PROXY_ANSWER_MAX;
         memcpy(control->answer, plan->answer, control->answer_length);
     }
-    (void)snprintf(control->word, sizeof control->word, "%s",
-                   plan->word != NULL ? plan->word : "");
+    (void)snprintf(control->word, sizeof control->word, "%s", plan->word != NULL ? plan->word : "");
     atomic_fetch_add(&control->generation, 1);
     control->fault = (int)plan->fault;
     /* Whatever was under way with the old plan has passed once it has seen the new one. */

@@ -144,11 +144,11 @@ pid_t child_start(int (*body)(void *argument), void *argument);
 int child_wait(pid_t pid);
 
 /* Inside a child there is no cmocka: say what was wrong and leave. */
-#define child_check(condition)                                                                   \
-    do {                                                                                         \
-        if (!(condition)) {                                                                      \
-            child_fail(#condition, __FILE__, __LINE__);                                          \
-        }                                                                                        \
+#define child_check(condition) \
+    do { \
+        if (!(condition)) { \
+            child_fail(#condition, __FILE__, __LINE__); \
+        } \
     } while (0)
 _Noreturn void child_fail(const char *condition, const char *file, int line);
 
@@ -169,6 +169,9 @@ int descriptors(void);
 
 /* A loopback port nobody listens on. */
 int free_port(void);
+
+/* Has this machine an IPv6 loopback? */
+bool has_ipv6(void);
 
 /* The test program fails, with a text, if it runs for longer from now on. */
 void watchdog(unsigned seconds);
@@ -237,10 +240,10 @@ static inline void check_true(bool answer, const dlock_lock *lock, const char *f
 #define assert_yes(verb, lock) check_true((verb), (lock), __FILE__, __LINE__)
 
 /* A verb was false, with this code. */
-#define assert_no(verb, lock, expected)                                                          \
-    do {                                                                                         \
-        assert_false(verb);                                                                      \
-        assert_code((lock), (expected));                                                         \
+#define assert_no(verb, lock, expected) \
+    do { \
+        assert_false(verb); \
+        assert_code((lock), (expected)); \
     } while (0)
 
 /* The key holds exactly this lock's owner; the key is not there. */

@@ -117,14 +117,20 @@ for file in "$out"/[0-9]*.c "$out"/[0-9]*.cc; do
     } >"$file"
     compiles "block $blocks of README.md" "$file"
 done
+# The command that README.md gives for them, word by word.
+sed -n 's/^    cc /cc /p' README.md >"$out/command"
+cp "$out/1.c" "$out/program.c" && cp dlock.h "$out"
+said=$(cd "$out" && sh -e ./command 2>&1)
+same "README.md's command compiles its first block" "$?$said$(wc -l <"$out/command")" 01
+
 same 'README.md has blocks of code' "$([ $blocks -gt 0 ] && echo yes)" yes
 
 # --- the commands that people type ---
 
-# "make" in backticks, or at the beginning of a line in a block for the shell.
+# "make" in backticks, or at the beginning of a line of a block for the shell, or of an indented one.
 commands=$(awk '
     /^```/ { shell = /^```(sh|console|bash)$/; next }
-    shell && sub(/^\$? *make /, "") { print $1 }
+    (shell || /^    /) && sub(/^\$? *make /, "") { print $1 }
     { while (match($0, /`make [a-z]+/)) {
         print substr($0, RSTART + 6, RLENGTH - 6); $0 = substr($0, RSTART + RLENGTH) } }
     ' README.md | sort -u)

@@ -140,8 +140,8 @@ static void helper_keys_follow_the_hash_tag(void **state)
 /* Names that look alike, all held at once: two keys on the server for each. */
 static void no_two_keys_share_a_helper_key(void **state)
 {
-    static const char *const keys[] = {"x",   "{x}",  "{x",   "x}",      "a}b",       "{}x",
-                                       "{}",  "}{",   "{{x}", "{x}}",    "x:dlock",   "{x}:dlock",
+    static const char *const keys[] = {"x",   "{x}",   "{x",   "x}",      "a}b",       "{}x",
+                                       "{}",  "}{",    "{{x}", "{x}}",    "x:dlock",   "{x}:dlock",
                                        "x{}", "{}{x}", "}",    "x:fence", "{x}x:dlock"};
     enum { COUNT = sizeof keys / sizeof *keys };
     struct live *live = live_of(state);
@@ -165,9 +165,20 @@ static void a_key_may_hold_any_bytes(void **state)
         const char *key;
         size_t length;
     } cases[] = {
-        {"\0", 1}, {"a\0b", 3}, {"a\0c", 3}, {"\r\n", 2}, {"$3\r\nfoo\r\n", 9},
-        {"%s%n%d", 6}, {"\"'`;", 4}, {"\xff\xfe\x80", 3}, {" ", 1}, {"{\0}", 3},
-        {"{\0}:x", 5}, {"\t\x1b[31m", 6}, {longest, sizeof longest}, {"k", 0},
+        {"\0", 1},
+        {"a\0b", 3},
+        {"a\0c", 3},
+        {"\r\n", 2},
+        {"$3\r\nfoo\r\n", 9},
+        {"%s%n%d", 6},
+        {"\"'`;", 4},
+        {"\xff\xfe\x80", 3},
+        {" ", 1},
+        {"{\0}", 3},
+        {"{\0}:x", 5},
+        {"\t\x1b[31m", 6},
+        {longest, sizeof longest},
+        {"k", 0},
     };
     struct live *live = live_of(state);
     memset(longest, 'z', sizeof longest);
@@ -181,8 +192,7 @@ static void a_key_may_hold_any_bytes(void **state)
         server_text(&live->server, text, sizeof text, "GET %b", cases[i].key, length);
         assert_string_equal(text, dlock_owner(&lock));
         assert_int_equal(server_integer(&live->server, "DBSIZE"), 2);
-        assert_no(dlock_acquire(live->factory, &other, cases[i].key, &options), &other,
-                  DLOCK_BUSY);
+        assert_no(dlock_acquire(live->factory, &other, cases[i].key, &options), &other, DLOCK_BUSY);
         assert_yes(dlock_extend(&lock, 60000), &lock);
         assert_in_range(server_integer(&live->server, "PTTL %b", cases[i].key, length), 30001,
                         60000);
@@ -472,7 +482,7 @@ static void a_foreign_string_is_busy_and_stays_as_it_is(void **state)
     const struct {
         const char *value;
         size_t length;
-    } cases[] = {{"", 0}, {"theirs", 6}, {"a\0b\r\n", 5}, {"\xff\x00\x1b[2J", 6},
+    } cases[] = {{"", 0},     {"theirs", 6},    {"a\0b\r\n", 5}, {"\xff\x00\x1b[2J", 6},
                  {"dl1-", 4}, {large, MEGABYTE}};
     struct live *live = live_of(state);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -528,8 +538,7 @@ static void a_plain_set_nx_px_client_excludes_us_and_is_excluded(void **state)
         server_text(&live->server, text, sizeof text, "SET k theirs NX PX 30000");
         assert_string_equal(text, "OK");
         assert_no(dlock_acquire(live->factory, &lock, "k", NULL), &lock, DLOCK_BUSY);
-        assert_int_equal(server_integer(&live->server,
-                                        "EVAL %s 1 k theirs",
+        assert_int_equal(server_integer(&live->server, "EVAL %s 1 k theirs",
                                         "if redis.call('get', KEYS[1]) == ARGV[1] then return "
                                         "redis.call('del', KEYS[1]) else return 0 end"),
                          1);
@@ -565,8 +574,8 @@ static void a_fence_grows_with_every_grant_and_not_with_an_extend(void **state)
 static void a_fence_grows_although_the_counter_was_lost_or_fell_behind(void **state)
 {
     static const char *const accidents[] = {
-        "DEL {k}:fence", "ZADD {k}:fence 5 f", "ZADD {k}:fence 0 f", "ZADD {k}:fence -7 f",
-        "FLUSHALL", "PEXPIRE {k}:fence 0",
+        "DEL {k}:fence",       "ZADD {k}:fence 5 f", "ZADD {k}:fence 0 f",
+        "ZADD {k}:fence -7 f", "FLUSHALL",           "PEXPIRE {k}:fence 0",
     };
     struct live *live = live_of(state);
     dlock_lock lock = DLOCK_INIT;
@@ -683,27 +692,43 @@ static void a_lock_without_fence_has_fence_zero_and_no_counter(void **state)
 static void attempts_are_counted_and_paced(void **state)
 {
     static const struct {
-        dlock_options options;
         int code;
         int64_t low, high;
-        int least, most;    /* attempts; 0 = whatever the time allows */
+        int least, most;    /* attempts */
+        dlock_options options;
     } cases[] = {
-        {{.retry_count = 0}, DLOCK_BUSY, 0, 50, 1, 1},
-        {{.retry_count = 3, .retry_delay_ms = 100}, DLOCK_BUSY, 300, 300, 4, 4},
-        {{.retry_count = 3}, DLOCK_BUSY, 150, 750, 4, 4},
-        {{.retry_count = 2, .retry_delay_ms = 50, .retry_jitter_ms = 100}, DLOCK_BUSY, 100, 300,
-         3, 3},
-        {{.retry_count = 1, .retry_delay_ms = 1}, DLOCK_BUSY, 1, 5, 2, 2},
-        {{.retry_count = 1, .retry_delay_ms = 50, .wait_ms = 20000}, DLOCK_BUSY, 50, 50, 2, 2},
-        {{.retry_count = 1000, .retry_delay_ms = 50, .wait_ms = 220}, DLOCK_TIMEOUT, 220, 220, 2,
-         6},
-        {{.wait_ms = 300}, DLOCK_TIMEOUT, 300, 300, 2, 8},
-        {{.wait_ms = 300, .retry_delay_ms = 100}, DLOCK_TIMEOUT, 300, 300, 2, 5},
-        {{.wait_ms = 300, .retry_count = DLOCK_FOREVER, .retry_delay_ms = 60}, DLOCK_TIMEOUT, 300,
-         300, 2, 7},
-        {{.wait_ms = 120, .retry_delay_ms = 20000}, DLOCK_TIMEOUT, 120, 120, 1, 2},
-        {{.wait_ms = DLOCK_FOREVER, .retry_count = 2, .retry_delay_ms = 50}, DLOCK_BUSY, 100, 100,
-         3, 3},
+        {DLOCK_BUSY, 0, 50, 1, 1, {.retry_count = 0}},
+        {DLOCK_BUSY, 300, 300, 4, 4, {.retry_count = 3, .retry_delay_ms = 100}},
+        {DLOCK_BUSY, 150, 750, 4, 4, {.retry_count = 3}},
+        {DLOCK_BUSY,
+         100,
+         300,
+         3,
+         3,
+         {.retry_count = 2, .retry_delay_ms = 50, .retry_jitter_ms = 100}},
+        {DLOCK_BUSY, 1, 5, 2, 2, {.retry_count = 1, .retry_delay_ms = 1}},
+        {DLOCK_BUSY, 50, 50, 2, 2, {.retry_count = 1, .retry_delay_ms = 50, .wait_ms = 20000}},
+        {DLOCK_TIMEOUT,
+         220,
+         220,
+         2,
+         6,
+         {.retry_count = 1000, .retry_delay_ms = 50, .wait_ms = 220}},
+        {DLOCK_TIMEOUT, 300, 300, 2, 8, {.wait_ms = 300}},
+        {DLOCK_TIMEOUT, 300, 300, 2, 5, {.wait_ms = 300, .retry_delay_ms = 100}},
+        {DLOCK_TIMEOUT,
+         300,
+         300,
+         2,
+         7,
+         {.wait_ms = 300, .retry_count = DLOCK_FOREVER, .retry_delay_ms = 60}},
+        {DLOCK_TIMEOUT, 120, 120, 1, 2, {.wait_ms = 120, .retry_delay_ms = 20000}},
+        {DLOCK_BUSY,
+         100,
+         100,
+         3,
+         3,
+         {.wait_ms = DLOCK_FOREVER, .retry_count = 2, .retry_delay_ms = 50}},
     };
     struct live *live = live_of(state);
     warm_up(live);
@@ -787,9 +812,11 @@ static void a_key_without_expiry_is_waited_for_and_never_expired(void **state)
 static void nonsense_in_options_is_an_argument_and_nothing_is_sent(void **state)
 {
     static const dlock_options cases[] = {
-        {.expiry_ms = -1}, {.expiry_ms = 1}, {.expiry_ms = 2},
-        {.expiry_ms = DLOCK_EXPIRY_MAX_MS + 1}, {.expiry_ms = INT64_MAX},
-        {.retry_count = -2}, {.retry_delay_ms = -1}, {.retry_jitter_ms = -1}, {.wait_ms = -2},
+        {.expiry_ms = -1},        {.expiry_ms = 1},
+        {.expiry_ms = 2},         {.expiry_ms = DLOCK_EXPIRY_MAX_MS + 1},
+        {.expiry_ms = INT64_MAX}, {.retry_count = -2},
+        {.retry_delay_ms = -1},   {.retry_jitter_ms = -1},
+        {.wait_ms = -2},
     };
     struct live *live = live_of(state);
     int64_t heard = server_heard(&live->server);
@@ -835,9 +862,14 @@ static void scripts_forgotten_among_many_others_are_never_noticed(void **state)
             assert_int_equal(server_integer(&live->server, "EVAL %s 0", script), i);
         }
         switch (round) {
-        case 0: assert_yes(dlock_extend(&lock, 60000), &lock); break;
-        case 1: assert_yes(dlock_release(&lock), &lock); break;
-        default: assert_yes(dlock_acquire(live->factory, &lock, "k", NULL), &lock);
+        case 0:
+            assert_yes(dlock_extend(&lock, 60000), &lock);
+            break;
+        case 1:
+            assert_yes(dlock_release(&lock), &lock);
+            break;
+        default:
+            assert_yes(dlock_acquire(live->factory, &lock, "k", NULL), &lock);
         }
     }
     assert_held(&live->server, &lock, "k");

@@ -145,8 +145,8 @@ static void a_lost_reply_with_attempts_left_is_asked_again(void **state)
         dlock_lock lock = DLOCK_INIT;
         char text[64];
         through_proxy(live, 200);
-        proxy_set(&live->proxy, &(struct proxy_plan){.fault = cases[i].fault, .times = 1,
-                                                     .word = "EVALSHA"});
+        proxy_set(&live->proxy,
+                  &(struct proxy_plan){.fault = cases[i].fault, .times = 1, .word = "EVALSHA"});
         int64_t clock = server_time(&live->server);
         int64_t start = now_ms();
         assert_yes(dlock_acquire(live->factory, &lock, "k", &cases[i].options), &lock);
@@ -204,8 +204,8 @@ static void a_release_whose_retry_came_too_late_is_unreachable_and_theirs_is_unt
     through_proxy(live, 400);
     assert_yes(dlock_acquire(live->factory, &lock, "k", &brief), &lock);
     server_do(&live->server, "SET k theirs XX PX 60000");
-    proxy_set(&live->proxy, &(struct proxy_plan){.fault = PROXY_SWALLOW, .times = 1,
-                                                 .word = "EVALSHA"});
+    proxy_set(&live->proxy,
+              &(struct proxy_plan){.fault = PROXY_SWALLOW, .times = 1, .word = "EVALSHA"});
     int64_t start = now_ms();
     bool answer = dlock_release(&lock);
     assert_took(start, 100, 800);
@@ -446,8 +446,8 @@ static void a_silent_server_is_unreachable_when_the_command_times_out(void **sta
             if (by_body) {
                 server_do(&live->server, "SCRIPT FLUSH");
             }
-            proxy_set(&live->proxy, &(struct proxy_plan){.fault = cases[i].fault,
-                                                         .word = cases[i].word});
+            proxy_set(&live->proxy,
+                      &(struct proxy_plan){.fault = cases[i].fault, .word = cases[i].word});
             int64_t start = now_ms();
             bool answer = dlock_acquire(live->factory, &lock, "k", &once);
             if (fresh == 1 && cases[i].word != NULL && proxy_fired(&live->proxy) == 0) {
@@ -558,8 +558,8 @@ static void two_replies_for_one_command_are_a_broken_protocol(void **state)
     struct live *live = live_of(state);
     dlock_lock lock = DLOCK_INIT;
     through_proxy(live, 500);
-    proxy_set(&live->proxy, &(struct proxy_plan){.fault = PROXY_EXTRA, .word = "EVALSHA",
-                                                 .answer = ":1\r\n"});
+    proxy_set(&live->proxy,
+              &(struct proxy_plan){.fault = PROXY_EXTRA, .word = "EVALSHA", .answer = ":1\r\n"});
     assert_no(dlock_acquire(live->factory, &lock, "k", &once), &lock, DLOCK_PROTOCOL);
     proxy_set(&live->proxy, &(struct proxy_plan){.fault = PROXY_PASS});
     assert_yes(dlock_acquire(live->factory, &lock, "k", &once), &lock);
@@ -604,7 +604,10 @@ static void rubbish_is_a_broken_protocol_within_the_bounds(void **state)
         {"HTTP", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", 0, 1, false},
         {"SSH", "SSH-2.0-OpenSSH_9.2\r\n", 0, 1, false},
         {"TLS", "\x15\x03\x01\x00\x02\x02\x46", 7, 1, false},
-        {"MySQL", "J\x00\x00\x00\x0a" "8.0.36\x00", 12, 1, false},
+        {"MySQL",
+         "J\x00\x00\x00\x0a"
+         "8.0.36\x00",
+         12, 1, false},
         {"zeros for ever", zeros, sizeof zeros, 5000, false},
         {"a line without end", letters, sizeof letters, 5000, false},
         {"deep nesting", deep, sizeof deep, 20, false},
@@ -629,9 +632,10 @@ static void rubbish_is_a_broken_protocol_within_the_bounds(void **state)
         struct rusage before, after;
         dlock_lock lock = DLOCK_INIT;
         reopen(live, live->proxy.url, 200);
-        proxy_set(&live->proxy, &(struct proxy_plan){
-            .fault = PROXY_ANSWER, .answer = cases[i].answer, .answer_length = cases[i].length,
-            .repeat = cases[i].repeat});
+        proxy_set(&live->proxy, &(struct proxy_plan){.fault = PROXY_ANSWER,
+                                                     .answer = cases[i].answer,
+                                                     .answer_length = cases[i].length,
+                                                     .repeat = cases[i].repeat});
         (void)getrusage(RUSAGE_SELF, &before);
         int64_t start = now_ms();
         bool answer = dlock_acquire(live->factory, &lock, "k", &once);
@@ -674,8 +678,8 @@ static void an_error_text_of_a_server_gives_nothing_away(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dlock_lock lock = DLOCK_INIT;
         reopen(live, url, 500);
-        proxy_set(&live->proxy, &(struct proxy_plan){.fault = PROXY_ANSWER,
-                                                     .answer = cases[i].answer, .repeat = 2});
+        proxy_set(&live->proxy, &(struct proxy_plan){
+                                    .fault = PROXY_ANSWER, .answer = cases[i].answer, .repeat = 2});
         assert_no(dlock_acquire(live->factory, &lock, "k", &once), &lock, cases[i].code);
         assert_null(strstr(dlock_why(&lock)->text, "sekret"));
         assert_true(strlen(dlock_why(&lock)->text) < sizeof dlock_why(&lock)->text);
@@ -693,15 +697,23 @@ static void a_port_or_socket_without_a_server_is_unreachable_at_once(void **stat
         dlock_lock lock = DLOCK_INIT;
         dlock_options options = {.no_fence = i == 3};
         switch (i) {
-        case 0: (void)snprintf(url, sizeof url, "redis://127.0.0.1:%d", free_port()); break;
-        case 1: (void)snprintf(url, sizeof url, "redis://[::1]:%d", free_port()); break;
-        default: (void)snprintf(url, sizeof url, "unix:///nowhere/at/all.sock"); break;
+        case 0:
+            (void)snprintf(url, sizeof url, "redis://127.0.0.1:%d", free_port());
+            break;
+        case 1:
+            (void)snprintf(url, sizeof url, "redis://[::1]:%d", free_port());
+            break;
+        default:
+            (void)snprintf(url, sizeof url, "unix:///nowhere/at/all.sock");
+            break;
         }
         live_reopen(live, url, NULL);
         int64_t start = now_ms();
         assert_no(dlock_acquire(live->factory, &lock, "k", &options), &lock, DLOCK_UNREACHABLE);
         assert_took(start, 0, 100);
-        assert_true(dlock_why(&lock)->os_errno == (i < 2 ? ECONNREFUSED : ENOENT));
+        if (i != 1 || has_ipv6()) {
+            assert_int_equal(dlock_why(&lock)->os_errno, i < 2 ? ECONNREFUSED : ENOENT);
+        }
     }
     live_end(live);
 }

@@ -367,13 +367,12 @@ static void a_forked_child_may_open_a_factory_of_its_own(void **state)
     struct live *live = live_of(state);
     dlock_lock held = DLOCK_INIT;
     assert_yes(dlock_acquire(live->factory, &held, "k", &once), &held);
-    assert_int_equal(child_wait(child_start(heir_with_a_factory_of_its_own, witness_new(live))),
-                     0);
+    assert_int_equal(child_wait(child_start(heir_with_a_factory_of_its_own, witness_new(live))), 0);
     assert_yes(dlock_release(&held), &held);
     live_end(live);
 }
 
-/* Leaves by exit with a lock held and a factory open: no output, no crash, and the lease goes on. */
+/* Leaves with a lock held and a factory open: no crash, and the lease goes on. */
 static int careless_leaver(void *argument)
 {
     struct witness *witness = (struct witness *)argument;
@@ -492,7 +491,9 @@ static void a_cancel_ends_a_pending_acquire_at_once_and_leaves_nothing(void **st
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dlock_lock lock = DLOCK_INIT;
         dlock_options waits = {.wait_ms = DLOCK_FOREVER, .retry_delay_ms = 10000};
-        struct canceller canceller = {.lock = &lock, .delay_ms = 150, .target = pthread_self(),
+        struct canceller canceller = {.lock = &lock,
+                                      .delay_ms = 150,
+                                      .target = pthread_self(),
                                       .by_signal = cases[i].by_signal};
         cancelled_by_signal = &lock;
         server_do(&live->server, "FLUSHALL");

@@ -250,12 +250,32 @@ static void a_release_of_what_is_not_ours_touches_no_queue(void **state)
 /* ----------------------------------------------------------------------- queues that are broken */
 
 static const char *const rubbish[] = {
-    "", " ", "rubbish", "dl1-", WAITER, WAITER " ", WAITER " 7000", WAITER " 7000 ",
-    WAITER " 7000 z", WAITER " 0 g", WAITER " -5 g", WAITER " 1e3 g", WAITER " nan g",
-    WAITER " inf g", WAITER " 9999999999999999999 g", WAITER " 2592000001 g",
-    WAITER "  7000 g", WAITER " 7000 g g", WAITER " 70x0 g", " 7000 g", "7000 g",
-    "dl2-0123456789abcdef00000000000000aa 7000 g", "dl1-0123456789abcdef 7000 g",
-    "dl1-0123456789ABCDEFzzzzzzzzzzzzzzzz 7000 g", WAITER " 0x10 g", WAITER "\n7000 g",
+    "",
+    " ",
+    "rubbish",
+    "dl1-",
+    WAITER,
+    WAITER " ",
+    WAITER " 7000",
+    WAITER " 7000 ",
+    WAITER " 7000 z",
+    WAITER " 0 g",
+    WAITER " -5 g",
+    WAITER " 1e3 g",
+    WAITER " nan g",
+    WAITER " inf g",
+    WAITER " 9999999999999999999 g",
+    WAITER " 2592000001 g",
+    WAITER "  7000 g",
+    WAITER " 7000 g g",
+    WAITER " 70x0 g",
+    " 7000 g",
+    "7000 g",
+    "dl2-0123456789abcdef00000000000000aa 7000 g",
+    "dl1-0123456789abcdef 7000 g",
+    "dl1-0123456789ABCDEFzzzzzzzzzzzzzzzz 7000 g",
+    WAITER " 0x10 g",
+    WAITER "\n7000 g",
 };
 
 /* Popped and dropped, whoever reads that inbox: nothing is granted by such a ticket. */
@@ -492,8 +512,10 @@ static void a_script_is_known_by_the_sha1_in_the_header(void **state)
 static void ask(struct live *live, const char *owner, const char *kind, const char *score,
                 const char *fenced, char *text, size_t size)
 {
-    redisReply *reply = server_command(&live->server, "EVAL %s 3 k {k}:queue {k}:fence %s 7000 %s "
-                                       "%s %s", DLOCKI_LUA_ACQUIRE, owner, kind, score, fenced);
+    redisReply *reply = server_command(&live->server,
+                                       "EVAL %s 3 k {k}:queue {k}:fence %s 7000 %s "
+                                       "%s %s",
+                                       DLOCKI_LUA_ACQUIRE, owner, kind, score, fenced);
     size_t length = 0;
     text[0] = '\0';
     if (reply->type == REDIS_REPLY_ERROR) {
@@ -518,7 +540,8 @@ static void a_waiting_ask_keeps_its_place_and_refreshes_the_queue(void **state)
     server_do(server, "SET k theirs PX 60000");
     ask(live, WAITER, "g", "0", "1", text, sizeof text);
     assert_int_equal(sscanf(text, "%lld %lld %lld %lld %lld %lld", &granted, &lease, &now, &score,
-                            &place, &foreign), 6);
+                            &place, &foreign),
+                     6);
     assert_int_equal(granted, 0);
     assert_in_range(lease, 30000, 60000);
     assert_true(score == now && place == 1 && foreign == 1);
@@ -530,7 +553,8 @@ static void a_waiting_ask_keeps_its_place_and_refreshes_the_queue(void **state)
     assert_memory_equal(text, "1 ", 2);
     ask(live, "dl1-000000000000000000000000000000cc", "g", "0", "1", text, sizeof text);
     assert_int_equal(sscanf(text, "%lld %lld %lld %lld %lld %lld", &granted, &lease, &now, &score,
-                            &place, &foreign), 6);
+                            &place, &foreign),
+                     6);
     assert_true(granted == 0 && score > first && place == 2 && foreign == 0);
     assert_in_range(server_integer(server, "PTTL {k}:queue"), 3600000, 3660000);
     ask(live, WAITER, "g", "0", "1", text, sizeof text);
@@ -620,7 +644,9 @@ static void a_release_says_what_it_did(void **state)
         const char *rights;
         bool waiter;
         int64_t flags;
-    } cases[] = {{"+@all &*", false, 1}, {"+@all &*", true, 5}, {"+@all &* -publish", true, 9},
+    } cases[] = {{"+@all &*", false, 1},
+                 {"+@all &*", true, 5},
+                 {"+@all &* -publish", true, 9},
                  {"+@all &* -pubsub", true, 9}};
     struct live *live = live_of(state);
     redisContext *inbox = subscribe(live, INBOX);
@@ -635,8 +661,8 @@ static void a_release_says_what_it_did(void **state)
         if (cases[i].waiter) {
             ticket(live, 1, WAITER " 7000 g");
         }
-        redisReply *reply = (redisReply *)redisCommand(
-            bob, "EVAL %s 3 k {k}:queue {k}:fence %s %s", DLOCKI_LUA_RELEASE, OTHER, "");
+        redisReply *reply = (redisReply *)redisCommand(bob, "EVAL %s 3 k {k}:queue {k}:fence %s %s",
+                                                       DLOCKI_LUA_RELEASE, OTHER, "");
         assert_non_null(reply);
         assert_int_equal(reply->type, REDIS_REPLY_INTEGER);
         assert_int_equal(reply->integer, cases[i].flags);

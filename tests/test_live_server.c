@@ -83,24 +83,27 @@ static void a_server_is_reached_by_unix_tcp_ipv6_and_name(void **state)
     server_start(&live->server, true, NULL);
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
         (void)snprintf(url, sizeof url, "%s%d%s", forms[i][0], live->server.port, forms[i][1]);
-        cycle(live, url, NULL);
+        if (strchr(url, '[') == NULL || has_ipv6()) {
+            cycle(live, url, NULL);
+            continue;
+        }
+        dlock_lock lock = DLOCK_INIT;
+        live_reopen(live, url, NULL);
+        assert_no(dlock_acquire(live->factory, &lock, "k", &once), &lock, DLOCK_UNREACHABLE);
     }
     live_end(live);
 }
 
-/* localhost has two addresses, and the server listens on one of them only. */
+/* Where localhost is two addresses the first, ::1, refuses: the server listens on the other. */
 static void the_next_address_of_a_name_is_tried_when_the_first_refuses(void **state)
 {
-    static const char *const binds[][3] = {{"--bind", "127.0.0.1", NULL},
-                                           {"--bind", "::1", NULL}};
+    static const char *const bind_one[] = {"--bind", "127.0.0.1", NULL};
     struct live *live = live_of(state);
     char url[128];
-    for (size_t i = 0; i < sizeof binds / sizeof *binds; i++) {
-        server_stop(&live->server);
-        server_start(&live->server, true, binds[i]);
-        (void)snprintf(url, sizeof url, "redis://localhost:%d", live->server.port);
-        cycle(live, url, NULL);
-    }
+    server_stop(&live->server);
+    server_start(&live->server, true, bind_one);
+    (void)snprintf(url, sizeof url, "redis://localhost:%d", live->server.port);
+    cycle(live, url, NULL);
     live_end(live);
 }
 
@@ -158,7 +161,7 @@ static void a_client_name_is_seen_by_the_operator(void **state)
 static void a_password_is_taken_from_the_url_or_the_config(void **state)
 {
     static const char *const options[] = {"--requirepass", "p@ss:w/%d 1", "--user", "alice", "on",
-                                          ">s3cret", "~*", "&*", "+@all", NULL};
+                                          ">s3cret",       "~*",          "&*",     "+@all", NULL};
     static const struct {
         const char *user_part;
         const char *username, *password;
@@ -255,11 +258,8 @@ static void a_user_without_the_rights_is_refused_once(void **state)
         const char *rights;
         bool plain_too;
     } cases[] = {
-        {"+@all -eval -evalsha", false},
-        {"+@all -@scripting", false},
-        {"+@all -set", true},
-        {"+@all -zadd", false},
-        {"-@all +ping", true},
+        {"+@all -eval -evalsha", false}, {"+@all -@scripting", false}, {"+@all -set", true},
+        {"+@all -zadd", false},          {"-@all +ping", true},
     };
     struct live *live = live_of(state);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -281,8 +281,7 @@ static void a_user_without_the_rights_is_refused_once(void **state)
             bool answer = dlock_acquire(live->factory, &lock, "k", &options);
             assert_took(start, 0, 100);
             if (answer) {
-                print_error("granted with \"%s\"%s\n", cases[i].rights,
-                            plain ? ", no_fence" : "");
+                print_error("granted with \"%s\"%s\n", cases[i].rights, plain ? ", no_fence" : "");
             }
             assert_no(answer, &lock, DLOCK_REFUSED);
             assert_true(server_scripts(&live->server) <= 4);
@@ -311,8 +310,8 @@ static void a_key_outside_the_users_patterns_is_refused(void **state)
 /* As if there were no such commands: with a fence, and with patience. */
 static void a_server_whose_scripts_are_renamed_is_refused(void **state)
 {
-    static const char *const renamed[] = {"--rename-command", "EVAL", "", "--rename-command",
-                                          "EVALSHA", "", NULL};
+    static const char *const renamed[] = {"--rename-command", "EVAL", "",  "--rename-command",
+                                          "EVALSHA",          "",     NULL};
     struct live *live = live_of(state);
     dlock_lock lock = DLOCK_INIT;
     server_stop(&live->server);
@@ -328,8 +327,8 @@ static void a_server_whose_scripts_are_renamed_is_refused(void **state)
 /* A plain SET would do, but not the release: better no lock than one that nobody can give back. */
 static void where_scripts_are_forbidden_a_lock_without_fence_is_refused_too(void **state)
 {
-    static const char *const renamed[] = {"--rename-command", "EVAL", "", "--rename-command",
-                                          "EVALSHA", "", NULL};
+    static const char *const renamed[] = {"--rename-command", "EVAL", "",  "--rename-command",
+                                          "EVALSHA",          "",     NULL};
     static const char *const rights[] = {"+@all -eval -evalsha", "+@all -@scripting", NULL};
     struct live *live = live_of(state);
     for (size_t i = 0; i < sizeof rights / sizeof *rights; i++) {
