@@ -506,6 +506,7 @@ private:
 #define DLOCKI_DEBT_PAUSE_MS 100   /* before a debt is tried again that was told "later"     */
 #define DLOCKI_AGAIN_MAX 8         /* rounds of clearing dead waiters within one attempt     */
 #define DLOCKI_NUMBER_MAX INT64_C(9007199254740992)   /* 2^53: Lua counts exactly below      */
+#define DLOCKI_FENCE_MIN INT64_C(4294967296)   /* 2^32: a server's clock is past 1970         */
 #define DLOCKI_NEVER INT64_MAX
 
 /* ----------------------------------------------------------------------------- room 2: platform */
@@ -1060,11 +1061,11 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
 
 /* ------------------------------------------------------------------------------ room 4: scripts */
 /* The Lua that runs on the server, in as few calls as its contract allows. K is the lock's key, Q
- * its queue, F its fence. A script that dies half-way must not leave the lock held: after the
- * first write, what may fail is `try` (redis.pcall), and what is `call` cannot fail. No shebang
- * line: a server that is out of memory refuses such scripts whole. Instants are the server's TIME
- * in microseconds; numbers stay below 2^53, up to where Lua counts exactly. What only a queue
- * needs is defined where a queue was found.
+ * its queue, F its fence. A script that dies half-way must not leave the lock held: K is set last,
+ * and what may fail while it is held is `try` (redis.pcall). No shebang line: a server that is out
+ * of memory refuses such scripts whole. Instants are the server's TIME in microseconds; numbers
+ * stay below 2^53, up to where Lua counts exactly. What only a queue needs is defined where a
+ * queue was found.
  *
  * This version never lines up itself, and still serves the queue: a ticket in Q is a place in the
  * line of a later version's program, "owner expiry kind", with kind g (wants the lock), n (the
@@ -1097,8 +1098,7 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     " elseif changed ~= 1 then\n" \
     "  return nil, changed\n" \
     " end\n" \
-    " expiry = 10 * expiry\n" \
-    " try('PEXPIRE', F, expiry > 86400000 and expiry or '86400000')\n" \
+    " try('PEXPIRE', F, #expiry < 7 and '86400000' or math.max(86400000, 10 * expiry))\n" \
     " return v\n" \
     "end\n"
 
@@ -1117,15 +1117,13 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     " call('DEL', K)\n" \
     " return false\n" \
     "end\n" \
-    "local function serve(self, popped)\n" \
+    "local function serve(self)\n" \
     " for i = 1, 128 do\n" \
-    "  popped = popped or try('ZPOPMIN', Q)\n" \
+    "  local popped = try('ZPOPMIN', Q)\n" \
     "  local ticket, score = popped[1], popped[2]\n" \
     "  if not ticket then return 'none' end\n" \
-    "  popped = nil\n" \
     "  local o, px, kind = string.match(ticket, '^(dl1%-%x+) (%d+) ([gnh])$')\n" \
-    "  px = tonumber(px or 0)\n" \
-    "  if o and #o == 36 and px >= 1 and px <= 2592000000 then\n" \
+    "  if o and #o == 36 and tonumber(px) >= 1 and tonumber(px) <= 2592000000 then\n" \
     "   if o == self then return 'self' end\n" \
     "   local inbox = 'dlock:' .. string.sub(o, 5, 20)\n" \
     "   if kind == 'h' then\n" \
@@ -1145,45 +1143,40 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
 
 /* acquire  KEYS K Q F  ARGV owner, expiry, kind, score, fenced; what is left out at the end is
  *          '' (does not line up), 0 (no place yet), 1 (with a fence)
- *   {1, fence, lease, now}   granted; an owner that asks again gets what is left, not a new lease
+ *   fence    granted, for a whole lease: a bare number, because a table costs the server more
+ *            than reading a key does, and a large one, so that no other answer looks like it
+ *   {1, fence, lease, now}   granted: without a fence (0), or before; who asks again gets what is
+ *            left, not a new lease
  *   {0, lease, now, score, place, foreign}   held; lease -1: without end
- *   {2}   ask again: many dead waiters were cleared
- *   {3}   refused: the fence cannot grow
- * An error: the asker was not granted K now. A K of another type is WRONGTYPE. K is set first,
- * which costs one call less than to look first; until the script ends nobody sees it. */
+ *   {2}      ask again: many dead waiters were cleared
+ *   {3}      refused: the fence cannot grow
+ * An error: the asker was not granted K now. A K of another type is WRONGTYPE. */
 #define DLOCKI_LUA_ACQUIRE \
     DLOCKI_LUA_HEAD \
     DLOCKI_LUA_FENCE \
     "if not now then return t end\n" \
-    "local owner, expiry, kind = ARGV[1], ARGV[2], ARGV[3] or ''\n" \
+    "local owner, expiry, kind, fenced = ARGV[1], ARGV[2], ARGV[3] or '', ARGV[5] ~= '0'\n" \
     "local holder\n" \
-    "local free = call('SET', K, owner, 'NX', 'PX', expiry)\n" \
-    "local first = free and kind ~= 'h' and try('ZPOPMIN', Q)\n" \
-    "if first and first[1] then\n" \
+    "if call('EXISTS', K, Q) > 0 then\n" \
+    " holder = call('GET', K)\n" \
+    " if not holder and kind ~= 'h' then\n" \
     DLOCKI_LUA_SERVE \
-    " local served, other = serve(owner, first)\n" \
-    " if served == 'more' then\n" \
-    "  call('DEL', K)\n" \
-    "  return {2}\n" \
-    " end\n" \
-    " if served == 'given' then\n" \
-    "  free, holder = false, other\n" \
-    " else\n" \
-    "  if kind ~= '' then try('ZREM', Q, owner .. ' ' .. expiry .. ' ' .. kind) end\n" \
-    "  call('SET', K, owner, 'PX', expiry)\n" \
+    "  local served\n" \
+    "  served, holder = serve(owner)\n" \
+    "  if served == 'more' then return {2} end\n" \
+    "  if not holder then try('ZREM', Q, owner .. ' ' .. expiry .. ' ' .. kind) end\n" \
     " end\n" \
     "end\n" \
     "local fence, fault = 0, nil\n" \
-    "if free then\n" \
-    " if ARGV[5] ~= '0' then fence, fault = raise(expiry) end\n" \
-    " if fence then return {1, fence, expiry + 0, now} end\n" \
-    " call('DEL', K)\n" \
-    " return fault\n" \
+    "if not holder then\n" \
+    " if fenced then fence, fault = raise(expiry) end\n" \
+    " if not fence then return fault end\n" \
+    " call('SET', K, owner, 'PX', expiry)\n" \
+    " return fenced and fence or {1, 0, expiry + 0, now}\n" \
     "end\n" \
-    "holder = holder or call('GET', K)\n" \
     "local lease, score, place = call('PTTL', K), 0, 0\n" \
     "if holder == owner then\n" \
-    " if ARGV[5] ~= '0' then\n" \
+    " if fenced then\n" \
     "  fence = tonumber(call('ZSCORE', F, 'f') or nil)\n" \
     "  if not fence then fence, fault = raise(expiry) end\n" \
     " end\n" \
@@ -1203,7 +1196,7 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     "end\n" \
     "local foreign = #holder ~= 36 or not string.find(holder, '^dl1%-%x+$')\n" \
     "return {0, lease, now, score, place, foreign and 1 or 0}\n"
-#define DLOCKI_LUA_ACQUIRE_SHA1 "f2e90a4d26443d70d4029ab370161da449bdca02"
+#define DLOCKI_LUA_ACQUIRE_SHA1 "86ccc56b490a905275b95ab76f76ee040c28e02b"
 
 /* release, undo  KEYS K Q F  ARGV owner, ticket ('' or left out: none)
  *   flags: 1 it was ours, 2 the ticket was removed, 4 handed over, 8 could not notify
@@ -1213,25 +1206,20 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     "local flags = 0\n" \
     "if (ARGV[2] or '') ~= '' and redis.pcall('ZREM', KEYS[2], ARGV[2]) == 1 then flags = 2 end\n" \
     "if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return flags end\n" \
-    "local first = redis.pcall('ZPOPMIN', KEYS[2])\n" \
-    "if not first[1] then\n" \
-    " redis.call('DEL', KEYS[1])\n" \
-    " return flags + 1\n" \
-    "end\n" \
+    "if redis.pcall('EXISTS', KEYS[2]) == 0 then return flags + redis.call('DEL', KEYS[1]) end\n" \
     DLOCKI_LUA_HEAD \
     DLOCKI_LUA_FENCE \
     DLOCKI_LUA_SERVE \
     "local served\n" \
     "for i = 1, 8 do\n" \
-    " served = serve('', first)\n" \
+    " served = serve('')\n" \
     " if served ~= 'more' then break end\n" \
-    " first = nil\n" \
     "end\n" \
     "if served == 'given' then return flags + 5 end\n" \
     "call('DEL', K)\n" \
     "if served == 'mute' then return flags + 9 end\n" \
     "return flags + 1\n"
-#define DLOCKI_LUA_RELEASE_SHA1 "776fb8282c77af8a7e3fdb94c2002f8b21ae06ee"
+#define DLOCKI_LUA_RELEASE_SHA1 "c43510f6fbdef4ccdea0941ce174d011604c6569"
 
 /* extend  KEYS K  ARGV owner, expiry
  *   1 ours, and now for at least so long; 0 not ours. Never re-creates, never shortens. */
@@ -1292,9 +1280,10 @@ static size_t dlocki_digits(int64_t number, char *to)
     uint64_t rest = number < 0 ? 0 - (uint64_t)number : (uint64_t)number;
     size_t count = 0;
     size_t length = 0;
-    if (number >= 0 && number < 10) {   /* most are counts */
-        to[0] = (char)('0' + number);
-        return 1;
+    if (number >= 0 && number < 100) {   /* most are counts */
+        to[0] = (char)('0' + number / 10);
+        to[number >= 10 ? 1 : 0] = (char)('0' + number % 10);
+        return number >= 10 ? 2 : 1;
     }
     do {
         backwards[count++] = (char)('0' + rest % 10);
@@ -1673,28 +1662,36 @@ static void dlocki_classify(const char *text, dlocki_verdict *verdict)
     verdict->says = "answered with an error that this version does not know";
 }
 
-/* The acquire script's array, checked: whoever is at the other end, it is Redis or nothing. */
-static void dlocki_judge_ask(const dlocki_reply *reply, bool fenced, dlocki_verdict *verdict)
+static bool dlocki_fence_fits(int64_t fence, bool fenced)
+{
+    return fenced ? fence > 0 && fence < DLOCKI_NUMBER_MAX : fence == 0;
+}
+
+/* The acquire script's answer, checked: whoever is at the other end, it is Redis or nothing. */
+static void dlocki_judge_ask(const dlocki_reply *reply, bool fenced, int64_t expiry_ms,
+                             dlocki_verdict *verdict)
 {
     const int64_t *v = reply->values;
-    if (reply->type != REDIS_REPLY_ARRAY || reply->count < 1) {
-        return;
-    }
-    if (v[0] == 1 && reply->count == 4) {
-        bool fence_fits = fenced ? v[1] > 0 && v[1] < DLOCKI_NUMBER_MAX : v[1] == 0;
-        if (fence_fits && v[2] >= -1 && v[3] > 0) {
+    int count = reply->type == REDIS_REPLY_ARRAY ? reply->count : 0;
+    if (reply->type == REDIS_REPLY_INTEGER && fenced && v[0] >= DLOCKI_FENCE_MIN &&
+        dlocki_fence_fits(v[0], fenced)) {
+        verdict->kind = DLOCKI_GRANTED;
+        verdict->fence = (uint64_t)v[0];
+        verdict->lease_ms = expiry_ms;
+    } else if (count == 4 && v[0] == 1) {
+        if (dlocki_fence_fits(v[1], fenced) && v[2] >= -1 && v[3] > 0) {
             verdict->kind = DLOCKI_GRANTED;
             verdict->fence = (uint64_t)v[1];
             verdict->lease_ms = v[2];
         }
-    } else if (v[0] == 0 && reply->count == 6) {
+    } else if (count == 6 && v[0] == 0) {
         if (v[1] >= -1 && v[2] > 0 && v[3] >= 0 && v[4] >= 0 && (v[5] == 0 || v[5] == 1)) {
             verdict->kind = DLOCKI_HELD;
             verdict->lease_ms = v[1];
         }
-    } else if (v[0] == 2 && reply->count == 1) {
+    } else if (count == 1 && v[0] == 2) {
         verdict->kind = DLOCKI_AGAIN;
-    } else if (v[0] == 3 && reply->count == 1) {
+    } else if (count == 1 && v[0] == 3) {
         verdict->kind = DLOCKI_REFUSAL;
         verdict->says = "holds a fence that cannot grow any more";
     }
@@ -1735,7 +1732,7 @@ static dlocki_verdict dlocki_judge(int kind, bool fenced, int64_t expiry_ms,
         }
         break;
     case DLOCKI_ASK:
-        dlocki_judge_ask(reply, fenced, &verdict);
+        dlocki_judge_ask(reply, fenced, expiry_ms, &verdict);
         break;
     default:
         if (reply->type == REDIS_REPLY_INTEGER && reply->values[0] >= 0 &&
@@ -2365,6 +2362,7 @@ struct dlock_factory {
     int32_t connect_timeout_ms;
     int32_t command_timeout_ms;
     dlocki_mutex mutex;
+    int writing;               /* atomic: somebody has the mutex               */
     dlocki_condition left;     /* the last caller has left                     */
     int inside;                /* callers                                      */
     bool closing;
@@ -2388,6 +2386,26 @@ struct dlock_factory {
 };
 
 static void dlocki_link_fail(dlock_factory *factory, int cause, const dlock_error *why);
+
+/* The mutex, and a mark that a child of fork() can read: were the books being written? */
+static void dlocki_books_lock(dlock_factory *factory)
+{
+    dlocki_mutex_lock(&factory->mutex);
+    dlocki_store(&factory->writing, 1);
+}
+
+static void dlocki_books_unlock(dlock_factory *factory)
+{
+    dlocki_store(&factory->writing, 0);
+    dlocki_mutex_unlock(&factory->mutex);
+}
+
+static void dlocki_books_sleep(dlock_factory *factory, dlocki_condition *until)
+{
+    dlocki_store(&factory->writing, 0);
+    dlocki_condition_wait(until, &factory->mutex);
+    dlocki_store(&factory->writing, 1);
+}
 
 static void dlocki_list_remove(dlock_factory *factory, dlock_lock *lock)
 {
@@ -2573,23 +2591,33 @@ static void dlocki_feed_kind(dlock_factory *factory, dlock_lock *lock, int kind,
 
 /* --- the connection */
 
+static void dlocki_link_hang_up(dlock_factory *factory)
+{
+    dlocki_link *link = &factory->link;
+    int fd = link->fd;
+    link->fd = -1;
+    link->state = DLOCKI_DOWN;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);   /* in this order */
+    if (fd >= 0) {
+        factory->kernel->close(factory->world, fd);
+    }
+}
+
 static void dlocki_link_close(dlock_factory *factory)
 {
     dlocki_link *link = &factory->link;
+    redisReader *reader = link->reader;
     int i;
-    if (link->state != DLOCKI_DOWN) {
-        factory->kernel->close(factory->world, link->fd);
-    }
-    dlocki_reader_close(link->reader);
+    /* A child that is forked meanwhile must not destroy a second time what is destroyed here. */
+    link->reader = NULL;
+    dlocki_link_hang_up(factory);
+    dlocki_reader_close(reader);
     for (i = 0; i < DLOCK_DEBT_MAX && factory->debt_count > 0; i++) {
         dlocki_debt *debt = &factory->debts[i];
         if (debt->used && debt->bound_to == link->generation) {
             dlocki_debt_pay(factory, debt);   /* it stood in another database: it lapses there */
         }
     }
-    link->reader = NULL;
-    link->state = DLOCKI_DOWN;
-    link->fd = -1;
     link->generation += link->generation == UINT_MAX ? 2u : 1u;
     link->flight_count = 0;
     link->proven = false;
@@ -2715,10 +2743,7 @@ static void dlocki_connect_fail(dlock_factory *factory, int os_errno)
 static void dlocki_connect_next(dlock_factory *factory, int os_errno)
 {
     dlocki_link *link = &factory->link;
-    if (link->state == DLOCKI_CONNECTING) {
-        factory->kernel->close(factory->world, link->fd);
-        link->state = DLOCKI_DOWN;
-    }
+    dlocki_link_hang_up(factory);
     while (link->address_next < link->address_count && factory->now < link->connect_ends) {
         int left = link->address_count - link->address_next;
         int fd = factory->kernel->connect(factory->world, &link->addresses[link->address_next]);
@@ -3283,10 +3308,10 @@ static void dlocki_wait(dlock_factory *factory)
     factory->plan_generation = generation;
     factory->plan_writes = dlocki_wants_write(link);
     factory->plan_until = until;
-    dlocki_mutex_unlock(&factory->mutex);
+    dlocki_books_unlock(factory);
     (void)factory->kernel->wait(factory->world, fds, 2,
                                 (int)dlocki_least(timeout, INT_MAX));
-    dlocki_mutex_lock(&factory->mutex);
+    dlocki_books_lock(factory);
     factory->leading = false;
     factory->now = factory->kernel->now(factory->world);
     if (fds[1].revents != 0 && link->generation == generation) {
@@ -3336,7 +3361,7 @@ static void dlocki_drive(dlock_factory *factory, dlock_lock *lock)
             }
             dlocki_condition_open(&woken);
             lock->_sleeper = &woken;
-            dlocki_condition_wait(&woken, &factory->mutex);
+            dlocki_books_sleep(factory, &woken);
             lock->_sleeper = NULL;
             dlocki_condition_close(&woken);
         } else {
@@ -3547,7 +3572,7 @@ DLOCK_DEF void dlock_close(dlock_factory *factory)
     if (factory->kernel->pid(factory->world) == factory->pid) {
         dlock_lock *lock;
         dlock_lock *next;
-        dlocki_mutex_lock(&factory->mutex);
+        dlocki_books_lock(factory);
         factory->closing = true;
         for (lock = factory->pending; lock != NULL; lock = next) {
             next = lock->_next;
@@ -3555,12 +3580,14 @@ DLOCK_DEF void dlock_close(dlock_factory *factory)
         }
         dlocki_wake(factory->wake_fd);
         while (factory->inside > 0) {
-            dlocki_condition_wait(&factory->left, &factory->mutex);
+            dlocki_books_sleep(factory, &factory->left);
         }
         dlocki_close_drive(factory);
-        dlocki_mutex_unlock(&factory->mutex);
+        dlocki_books_unlock(factory);
         dlocki_condition_close(&factory->left);
         dlocki_mutex_close(&factory->mutex);
+    } else if (dlocki_load(&factory->writing) != 0) {
+        factory->link.reader = NULL;   /* forked in the middle of something: better leaked */
     }
     dlocki_link_close(factory);
     factory->kernel->close(factory->world, factory->wake_fd);
@@ -3611,7 +3638,7 @@ static bool dlocki_is_native(const dlock_lock *lock)
 static bool dlocki_call(dlock_factory *factory, dlock_lock *lock, int verb)
 {
     bool answer = false;
-    dlocki_mutex_lock(&factory->mutex);
+    dlocki_books_lock(factory);
     if (factory->closing) {
         dlocki_say(&lock->_why, DLOCK_CANCELLED, 0, "The factory is being closed.");
     } else {
@@ -3628,7 +3655,7 @@ static bool dlocki_call(dlock_factory *factory, dlock_lock *lock, int verb)
             dlocki_condition_signal(&factory->left);
         }
     }
-    dlocki_mutex_unlock(&factory->mutex);
+    dlocki_books_unlock(factory);
     return answer;
 }
 
@@ -3760,9 +3787,9 @@ static void dlocki_let_go(dlock_lock *lock, int state)
 {
     dlock_factory *factory = lock->_factory;
     if (lock->_state == DLOCKI_OURS && dlocki_is_native(lock)) {
-        dlocki_mutex_lock(&factory->mutex);
+        dlocki_books_lock(factory);
         dlocki_list_remove(factory, lock);
-        dlocki_mutex_unlock(&factory->mutex);
+        dlocki_books_unlock(factory);
     }
     dlocki_wipe(lock->_owner, sizeof lock->_owner);
     lock->_state = state;

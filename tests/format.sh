@@ -4,8 +4,8 @@
 #     format.sh check FILE...     shows the differences; fails if there are any
 #     format.sh fix FILE...       makes them as they should be
 #
-# clang-format has no way to leave a comment behind code in the column that somebody chose for it. So
-# the blanks before a comment do not count, and are left alone.
+# clang-format has no way to leave a comment behind code in the column that somebody chose for it.
+# So the blanks between code and a comment do not count, and are left alone.
 
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
@@ -14,7 +14,7 @@ shift
 different=0
 
 squeeze() {
-    sed 's|[[:blank:]]*/\*| /*|; s|[[:blank:]]*//| //|'
+    sed 's|\([^[:blank:]]\)[[:blank:]]\{1,\}\(/[*/]\)|\1 \2|'
 }
 
 for file; do

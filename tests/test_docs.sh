@@ -127,7 +127,7 @@ same 'README.md has blocks of code' "$([ $blocks -gt 0 ] && echo yes)" yes
 
 # --- the commands that people type ---
 
-# "make" in backticks, or at the beginning of a line of a block for the shell, or of an indented one.
+# "make" in backticks, or at the beginning of a line in a block for the shell or in an indented one.
 commands=$(awk '
     /^```/ { shell = /^```(sh|console|bash)$/; next }
     (shell || /^    /) && sub(/^\$? *make /, "") { print $1 }

@@ -91,21 +91,21 @@ typedef struct tag_case {
     bool tagged;
 } tag_case;
 
-#define KEY(text, tagged) {text, sizeof(text) - 1, tagged}
+#define BYTES(text) text, sizeof(text) - 1
 
 static const tag_case tag_cases[] = {
-    KEY("a", false),          KEY("orders:42", false),   KEY("{", false),
-    KEY("}", false),          KEY("{}", false),          KEY("}{", false),
-    KEY("{a", false),         KEY("a}", false),          KEY("a}b", false),
-    KEY("}a{", false),        KEY("{}x", false),         KEY("{}{a}", false),
-    KEY("x{}{a}", false),     KEY("a}b{c", false),       KEY("{a}", true),
-    KEY("{user1}:x", true),   KEY("x{a}", true),         KEY("x{a}y", true),
-    KEY("}{a}", true),        KEY("a}b{c}d", true),      KEY("{{}", true),
-    KEY("{{a}}", true),       KEY("{{}}", true),         KEY("{a}{}", true),
-    KEY("{a}{", true),        KEY("{a{b}", true),        KEY("{ }", true),
-    KEY("{\0}", true),        KEY("\0{a}", true),        KEY("{a\0}", true),
-    KEY("{a\0", false),       KEY("{\xff}", true),       KEY("\xff{}\xff", false),
-    KEY("{}\0{a}", false),    KEY("{\r\n}", true),       KEY("%s{%n}", true),
+    {BYTES("a"), false},        {BYTES("orders:42"), false}, {BYTES("{"), false},
+    {BYTES("}"), false},        {BYTES("{}"), false},        {BYTES("}{"), false},
+    {BYTES("{a"), false},       {BYTES("a}"), false},        {BYTES("a}b"), false},
+    {BYTES("}a{"), false},      {BYTES("{}x"), false},       {BYTES("{}{a}"), false},
+    {BYTES("x{}{a}"), false},   {BYTES("a}b{c"), false},     {BYTES("{a}"), true},
+    {BYTES("{user1}:x"), true}, {BYTES("x{a}"), true},       {BYTES("x{a}y"), true},
+    {BYTES("}{a}"), true},      {BYTES("a}b{c}d"), true},    {BYTES("{{}"), true},
+    {BYTES("{{a}}"), true},     {BYTES("{{}}"), true},       {BYTES("{a}{}"), true},
+    {BYTES("{a}{"), true},      {BYTES("{a{b}"), true},      {BYTES("{ }"), true},
+    {BYTES("{\0}"), true},      {BYTES("\0{a}"), true},      {BYTES("{a\0}"), true},
+    {BYTES("{a\0"), false},     {BYTES("{\xff}"), true},     {BYTES("\xff{}\xff"), false},
+    {BYTES("{}\0{a}"), false},  {BYTES("{\r\n}"), true},     {BYTES("%s{%n}"), true},
 };
 
 static void a_tag_is_what_the_specification_calls_one(void **state)
@@ -163,7 +163,7 @@ static void every_arrangement_of_braces_is_judged_as_the_specification_does(void
     assert_int_equal(each_text("{}a\0", 4, 7, check_tag), 4 + 16 + 64 + 256 + 1024 + 4096 + 16384);
 }
 
-/* ------------------------------------------------------------------------------------ the helpers */
+/* ---------------------------------------------------------------------------------- the helpers */
 
 static dlocki_out out;
 
@@ -196,27 +196,24 @@ typedef struct shape {
     size_t queue_length;
 } shape;
 
-#define SHAPE(key, fence, queue) \
-    {key, sizeof(key) - 1, fence, sizeof(fence) - 1, queue, sizeof(queue) - 1}
-
 /* A promise to other versions: their programs share these keys. */
 static const shape shapes[] = {
-    SHAPE("orders:42", "{orders:42}:fence", "{orders:42}:queue"),
-    SHAPE("k", "{k}:fence", "{k}:queue"),
-    SHAPE("{user1}:x", "{user1}:x:dlock:fence", "{user1}:x:dlock:queue"),
-    SHAPE("x{a}", "x{a}:dlock:fence", "x{a}:dlock:queue"),
-    SHAPE("{}x", "{{}x}:fence", "{{}x}:queue"),
-    SHAPE("a}b", "{a}b}:fence", "{a}b}:queue"),
-    SHAPE("a{b", "{a{b}:fence", "{a{b}:queue"),
-    SHAPE("{", "{{}:fence", "{{}:queue"),
-    SHAPE("}", "{}}:fence", "{}}:queue"),
-    SHAPE("a\0b", "{a\0b}:fence", "{a\0b}:queue"),
-    SHAPE("\0", "{\0}:fence", "{\0}:queue"),
-    SHAPE("{\0}", "{\0}:dlock:fence", "{\0}:dlock:queue"),
-    SHAPE("\xff\xfe", "{\xff\xfe}:fence", "{\xff\xfe}:queue"),
-    SHAPE("a b\r\n", "{a b\r\n}:fence", "{a b\r\n}:queue"),
-    SHAPE("%s%n", "{%s%n}:fence", "{%s%n}:queue"),
-    SHAPE("\"'\\", "{\"'\\}:fence", "{\"'\\}:queue"),
+    {BYTES("orders:42"), BYTES("{orders:42}:fence"), BYTES("{orders:42}:queue")},
+    {BYTES("k"), BYTES("{k}:fence"), BYTES("{k}:queue")},
+    {BYTES("{user1}:x"), BYTES("{user1}:x:dlock:fence"), BYTES("{user1}:x:dlock:queue")},
+    {BYTES("x{a}"), BYTES("x{a}:dlock:fence"), BYTES("x{a}:dlock:queue")},
+    {BYTES("{}x"), BYTES("{{}x}:fence"), BYTES("{{}x}:queue")},
+    {BYTES("a}b"), BYTES("{a}b}:fence"), BYTES("{a}b}:queue")},
+    {BYTES("a{b"), BYTES("{a{b}:fence"), BYTES("{a{b}:queue")},
+    {BYTES("{"), BYTES("{{}:fence"), BYTES("{{}:queue")},
+    {BYTES("}"), BYTES("{}}:fence"), BYTES("{}}:queue")},
+    {BYTES("a\0b"), BYTES("{a\0b}:fence"), BYTES("{a\0b}:queue")},
+    {BYTES("\0"), BYTES("{\0}:fence"), BYTES("{\0}:queue")},
+    {BYTES("{\0}"), BYTES("{\0}:dlock:fence"), BYTES("{\0}:dlock:queue")},
+    {BYTES("\xff\xfe"), BYTES("{\xff\xfe}:fence"), BYTES("{\xff\xfe}:queue")},
+    {BYTES("a b\r\n"), BYTES("{a b\r\n}:fence"), BYTES("{a b\r\n}:queue")},
+    {BYTES("%s%n"), BYTES("{%s%n}:fence"), BYTES("{%s%n}:queue")},
+    {BYTES("\"'\\"), BYTES("{\"'\\}:fence"), BYTES("{\"'\\}:queue")},
 };
 
 static void a_helper_key_has_the_promised_shape(void **state)
@@ -258,7 +255,7 @@ static void a_helper_key_lies_in_the_slot_of_its_lock(void **state)
     check_slot("\xff\0\r\n", 4);
 }
 
-/* ------------------------------------------------------------------------------------- no sharing */
+/* ----------------------------------------------------------------------------------- no sharing */
 
 /* What a name that is meant to collide would be made of. */
 static const char *const pieces[] = {
@@ -350,14 +347,14 @@ static void no_two_keys_share_a_helper_key(void **state)
     free(keys);
 }
 
-/* ---------------------------------------------------------------------------------------- bounds */
+/* --------------------------------------------------------------------------------------- bounds */
 
 /* A key has a length and no end: the byte behind it may not be read. */
 static void a_key_is_read_up_to_its_length_only(void **state)
 {
     static const char *const texts[] = {"{", "{a", "}{", "abc", "{}", "{a}", "x{}{"};
-    char *room = (char *)mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-                              0);
+    char *room =
+        (char *)mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     size_t i;
     (void)state;
     assert_true(room != MAP_FAILED);

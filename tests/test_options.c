@@ -20,7 +20,7 @@
 #define URL "redis://host"
 #define FENCE 1795398000123457
 
-/* ------------------------------------------------------------------------ malloc, looked at */
+/* ---------------------------------------------------------------------------- malloc, looked at */
 
 /* The sanitizers bring a malloc of their own: there only the library's own use is counted. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -72,7 +72,7 @@ void free(void *memory)
 }
 #endif
 
-/* ------------------------------------------------------------------------------------- the world */
+/* ------------------------------------------------------------------------------------ the world */
 
 enum { SOCKET = 1000 };
 
@@ -168,19 +168,18 @@ typedef struct words {
 
 static void grant(world *in, const words *command)
 {
-    char text[128];
+    char text[32];
     bool script = command->count > 6;
     bool fenced = command->count < 11 || *command->at[10] == '1';
     in->px = strtoll(command->at[script ? 7 : 5], NULL, 10);
     in->asks++;
     if (in->asks <= in->granted_after) {
-        reply(in, script ? "*6\r\n:0\r\n:-1\r\n:1795398000123456\r\n:0\r\n:0\r\n:0\r\n" : "$-1\r\n");
+        reply(in,
+              script ? "*6\r\n:0\r\n:-1\r\n:1795398000123456\r\n:0\r\n:0\r\n:0\r\n" : "$-1\r\n");
     } else if (!script) {
         reply(in, "+OK\r\n");
     } else {
-        assert_true(snprintf(text, sizeof text, "*4\r\n:1\r\n:%lld\r\n:%lld\r\n:%lld\r\n",
-                             fenced ? (long long)FENCE : 0LL, (long long)in->px,
-                             (long long)FENCE - 1) > 0);
+        (void)snprintf(text, sizeof text, ":%lld\r\n", fenced ? (long long)FENCE : 0LL);
         reply(in, text);
     }
 }
@@ -289,9 +288,8 @@ static int world_wait(void *at, struct pollfd *fds, int count, int timeout_ms)
 }
 
 static const dlocki_kernel kernel = {
-    world_now,     world_random,    world_pid,  world_wake_fd, world_resolve,
-    world_connect, world_connected, world_send, world_receive, world_close,
-    world_wait,
+    world_now,       world_random, world_pid,     world_wake_fd, world_resolve, world_connect,
+    world_connected, world_send,   world_receive, world_close,   world_wait,
 };
 
 static world earth;
@@ -400,8 +398,7 @@ static void a_bad_key_is_an_argument_and_nothing_is_sent(void **state)
     (void)state;
     for (i = 0; i < COUNT(bad_keys); i++) {
         dlock_options options = {.key_length = bad_keys[i].length};
-        assert_no(dlock_acquire(factory, &lock, bad_keys[i].key, &options), &lock,
-                  DLOCK_ARGUMENT);
+        assert_no(dlock_acquire(factory, &lock, bad_keys[i].key, &options), &lock, DLOCK_ARGUMENT);
         assert_non_null(strstr(dlock_why(&lock)->text, "key"));
         check_holds_nothing(&lock);
     }
@@ -418,8 +415,8 @@ static void a_bad_key_is_an_argument_and_nothing_is_sent(void **state)
 /* A key of a given length has no end to look for; one without is not searched beyond the limit. */
 static void a_key_is_read_up_to_its_length_only(void **state)
 {
-    char *room = (char *)mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-                              0);
+    char *room =
+        (char *)mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     char *end = room + 4096;
     dlock_factory *factory = open_in_world(URL, NULL);
     size_t length;
@@ -469,7 +466,7 @@ static void a_key_may_hold_any_bytes_and_is_copied(void **state)
     close_world(factory);
 }
 
-/* ------------------------------------------------------------------------------- good options */
+/* --------------------------------------------------------------------------------- good options */
 
 static const struct {
     dlock_options options;
@@ -508,7 +505,8 @@ static void a_value_at_its_limit_is_taken_as_it_is(void **state)
         earth.now = clocks[i / COUNT(good_options)];
         assert_yes(dlock_acquire(factory, &lock, "key", options), &lock);
         assert_int_equal(earth.px, good_options[i % COUNT(good_options)].px);
-        assert_int_equal(dlock_remaining_ms(&lock), good_options[i % COUNT(good_options)].remaining);
+        assert_int_equal(dlock_remaining_ms(&lock),
+                         good_options[i % COUNT(good_options)].remaining);
         assert_true(dlock_is_acquired(&lock));
         assert_false(dlock_is_degraded(&lock));
         assert_int_equal(dlock_fence(&lock), options->no_fence ? 0 : FENCE);
@@ -643,7 +641,7 @@ static void without_a_clock_calls_end_and_nothing_is_ours(void **state)
     }
 }
 
-/* ----------------------------------------------------------------------------------------- extend */
+/* --------------------------------------------------------------------------------------- extend */
 
 static const int64_t bad_expiries[] = {
     1, 2, -1, -30000, INT64_MIN, INT64_MAX, DLOCK_EXPIRY_MAX_MS + 1, INT64_C(1) << 62,
@@ -692,7 +690,7 @@ static void an_extend_by_zero_is_by_the_expiry_as_acquired(void **state)
     close_world(factory);
 }
 
-/* ---------------------------------------------------------------------------------------- handles */
+/* -------------------------------------------------------------------------------------- handles */
 
 static void a_held_handle_cannot_be_acquired_again(void **state)
 {
@@ -745,7 +743,8 @@ static void verbs_on_an_unused_handle_are_an_argument_and_nothing_is_sent(void *
         assert_no(dlock_acquire(factory, &lock, "key", &options), &lock, DLOCK_ARGUMENT);
     }
     assert_int_equal(earth.network, 0);
-    assert_yes(dlock_acquire(factory, &lock, "key", NULL), &lock);   /* a cancel is not remembered */
+    /* the cancel above is not remembered */
+    assert_yes(dlock_acquire(factory, &lock, "key", NULL), &lock);
     assert_yes(dlock_release(&lock), &lock);
     close_world(factory);
 }
@@ -937,7 +936,7 @@ static void a_cancelled_acquire_ends_and_the_next_one_does_not(void **state)
     close_world(factory);
 }
 
-/* -------------------------------------------------------------------------------- after a fork */
+/* --------------------------------------------------------------------------------- after a fork */
 
 static void a_child_may_not_use_its_parents_factory(void **state)
 {
@@ -965,7 +964,7 @@ static void a_child_may_not_use_its_parents_factory(void **state)
     assert_int_equal(earth.network, before);
 }
 
-/* --------------------------------------------------------------------------------- the config */
+/* ----------------------------------------------------------------------------------- the config */
 
 static char long_secret[DLOCKI_SECRET_MAX + 2];
 static char long_name[DLOCKI_NAME_MAX + 2];
@@ -1089,7 +1088,7 @@ static void a_header_that_was_compiled_otherwise_is_noticed(void **state)
     dlock_close(factory);
 }
 
-/* ----------------------------------------------------------------------------------- whose memory */
+/* --------------------------------------------------------------------------------- whose memory */
 
 typedef struct purse {
     int taken;
@@ -1244,7 +1243,7 @@ static void a_secret_is_wiped_before_memory_is_given_back(void **state)
     }
 }
 
-/* ---------------------------------------------------------------------------------- without a server */
+/* ----------------------------------------------------------------------------- without a server */
 
 static void fail_open_counts_as_acquired_and_says_so(void **state)
 {

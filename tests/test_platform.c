@@ -160,9 +160,12 @@ static int fake_clock_gettime(clockid_t clock, struct timespec *at)
 /* For the checks of support.h that need the library, too. */
 #include "tests/support.h"
 
-/* ------------------------------------------------------------------------------------ randomness */
+/* ----------------------------------------------------------------------------------- randomness */
 
-#define GIVES(...) {{__VA_ARGS__}, (int)(sizeof((int[]){__VA_ARGS__}) / sizeof(int)), 0, 0}
+#define GIVES(...) \
+    { \
+        {__VA_ARGS__}, (int)(sizeof((int[]){__VA_ARGS__}) / sizeof(int)), 0, 0 \
+    }
 
 typedef struct random_case {
     const char *name;
@@ -355,7 +358,7 @@ static void the_pool_gives_each_byte_once(void **state)
     dlock_close(factory);
 }
 
-/* ---------------------------------------------------------------------------------------- owners */
+/* --------------------------------------------------------------------------------------- owners */
 
 enum { OWNERS = 100000, CHILDREN = 8, CHILD_OWNERS = 2000 };
 
@@ -550,7 +553,7 @@ static void the_clock_never_goes_back(void **state)
     assert_in_range(before, 1, (int64_t)wall.tv_sec * 1000 + 1000);
 }
 
-/* ------------------------------------------------------------------------------------ arithmetic */
+/* ----------------------------------------------------------------------------------- arithmetic */
 
 static void sums_of_instants_saturate(void **state)
 {
@@ -604,8 +607,8 @@ static void sums_of_instants_saturate(void **state)
 static void the_drift_is_one_percent_and_two_milliseconds(void **state)
 {
     static const int64_t drifts[][2] = {
-        {0, 2},       {1, 2},         {99, 2},          {100, 3},
-        {199, 3},     {200, 4},       {30000, 302},     {DLOCK_EXPIRY_MAX_MS, 25920002},
+        {0, 2},   {1, 2},   {99, 2},      {100, 3},
+        {199, 3}, {200, 4}, {30000, 302}, {DLOCK_EXPIRY_MAX_MS, 25920002},
     };
     size_t i;
     int64_t expiry;
@@ -622,7 +625,7 @@ static void the_drift_is_one_percent_and_two_milliseconds(void **state)
     assert_false(dlocki_expiry_is_legal(INT64_MIN));
 }
 
-/* ------------------------------------------------------------------------------- memory, atomics */
+/* ------------------------------------------------------------------------------ memory, atomics */
 
 static void wiping_clears_what_it_is_told_to_and_nothing_else(void **state)
 {
@@ -655,7 +658,7 @@ static void a_swap_happens_only_from_what_was_expected(void **state)
     assert_int_equal(value, DLOCKI_CANCELLED);
 }
 
-/* ----------------------------------------------------------------------------------- descriptors */
+/* ---------------------------------------------------------------------------------- descriptors */
 
 static bool is_awake(int fd)
 {
