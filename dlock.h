@@ -1550,7 +1550,7 @@ enum dlocki_verdict_kind {
     DLOCKI_GRANTED,
     DLOCKI_HELD,
     DLOCKI_AGAIN,      /* dead waiters were cleared, there may be more */
-    DLOCKI_FLAGS,      /* release: what was done; extend: 1 = ours     */
+    DLOCKI_FLAGS,      /* release: what was done; extend: 1 = ours; up to here: a lock's answer */
     DLOCKI_FINE,       /* handshake, PING                              */
     DLOCKI_LATER,      /* not executed; trying again may help          */
     DLOCKI_REFUSAL,    /* not executed; trying again would not help    */
@@ -1989,7 +1989,9 @@ static unsigned dlocki_acquire_replied(dlock_lock *lock, const dlocki_event *in)
         if (++lock->_again < DLOCKI_AGAIN_MAX) {
             return DLOCKI_DO_SEND;
         }
-        return dlocki_attempt_fail(lock, in, DLOCK_BUSY, -1);
+        dlocki_say(&lock->_why, DLOCK_UNREACHABLE, 0,
+                   "Too many places in this lock's line belong to somebody who is gone.");
+        return dlocki_attempt_fail(lock, in, DLOCK_UNREACHABLE, -1);
     case DLOCKI_NOSCRIPT:
     case DLOCKI_LATER:
         lock->_asked = false;
@@ -2207,9 +2209,11 @@ static int dlocki_resolve(void *world, const char *host, int port, dlocki_addres
     hints.ai_socktype = SOCK_STREAM;
     hints.ai_flags = AI_NUMERICSERV;
     service[dlocki_digits(port, service)] = 0;
+    errno = 0;
     failed = getaddrinfo(host, service, &hints, &list);
-    if (failed != 0) {
-        return failed == EAI_MEMORY ? -ENOMEM : failed == EAI_SYSTEM ? -errno : -ENOENT;
+    if (failed != 0) {   /* it says "no such name" where it could not even open its files */
+        bool tells = failed == EAI_SYSTEM || errno == EMFILE || errno == ENFILE;
+        return failed == EAI_MEMORY ? -ENOMEM : tells && errno != 0 ? -errno : -ENOENT;
     }
     for (one = list; one != NULL && count < room; one = one->ai_next) {
         if (one->ai_addrlen <= sizeof found->at) {
@@ -2890,7 +2894,8 @@ static void dlocki_debts_put_off(dlock_factory *factory, int64_t pause_ms)
 {
     int i;
     for (i = 0; i < DLOCK_DEBT_MAX; i++) {
-        factory->debts[i].due_at = dlocki_plus(factory->now, pause_ms);
+        factory->debts[i].due_at =
+            dlocki_most(factory->debts[i].due_at, dlocki_plus(factory->now, pause_ms));
     }
 }
 
@@ -3021,8 +3026,7 @@ static void dlocki_answer(dlock_factory *factory, bool more)
     link->flight_first = (link->flight_first + 1) % DLOCKI_FLIGHT_MAX;
     link->flight_count--;
     link->stale = link->stale || verdict.elsewhere;
-    if (flight.kind > DLOCKI_PING && verdict.kind != DLOCKI_LATER &&
-        verdict.kind != DLOCKI_REFUSAL) {
+    if (flight.kind > DLOCKI_PING && verdict.kind <= DLOCKI_FLAGS) {
         link->proven = true;
         link->scripted = link->scripted || flight.kind != DLOCKI_SET;
         link->failures = 0;
@@ -3205,22 +3209,30 @@ static bool dlocki_is_idle(const dlock_factory *factory)
     return true;
 }
 
+static bool dlocki_pump_locks(dlock_factory *factory, bool unknown)
+{
+    dlock_lock *lock = factory->pending;
+    while (lock != NULL) {
+        dlock_lock *next = lock->_next;
+        if (lock->_unsent && lock->_unknown == unknown && !dlocki_pump_lock(factory, lock)) {
+            return false;
+        }
+        lock = next;
+    }
+    return true;
+}
+
 /* Sends what waits to be sent: debts first, so that an undo travels ahead of a new try. */
 static void dlocki_pump(dlock_factory *factory)
 {
-    dlock_lock *lock;
     if (dlocki_is_idle(factory)) {
         return;
     }
     if (dlocki_link_ready(factory)) {
         dlocki_pump_debts(factory, 0);
-        lock = factory->pending;
-        while (lock != NULL) {
-            dlock_lock *next = lock->_next;
-            if (lock->_unsent && !dlocki_pump_lock(factory, lock)) {
-                break;
-            }
-            lock = next;
+        /* First those that were sent before, and may become debts, then new ones. */
+        if (dlocki_pump_locks(factory, true)) {
+            (void)dlocki_pump_locks(factory, false);
         }
     }
     dlocki_flush(factory);

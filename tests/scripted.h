@@ -160,6 +160,7 @@ struct world {
     int most_spins;
     void (*on_wait)(struct world *world);
     dlock_lock *lock; /* for on_wait                                                    */
+    bool woken;       /* somebody may have written to a wake-up descriptor */
     int cancel_at;    /* the wait at which cancel_on_wait does; the send that is the last */
     int resolves;
     int connects;
@@ -1055,7 +1056,9 @@ static inline int world_ready(struct world *world, struct pollfd *fds, int count
             continue;
         }
         if (fds[i].fd < WORLD_FD) {
-            (void)poll(&fds[i], 1, 0);
+            if (world->woken && poll(&fds[i], 1, 0) > 0) {
+                world->woken = false;
+            }
         } else {
             socket = socket_at(world, fds[i].fd);
             if (world->now < socket->connects_at) {
@@ -1336,11 +1339,18 @@ static inline bool call_finish(struct world *world, dlock_factory *factory, dloc
     return lock->_answer;
 }
 
+/* dlock_cancel, of which the world must be told: it looks at the descriptor only then. */
+static inline void world_cancel(struct world *world, dlock_lock *lock)
+{
+    world->woken = true;
+    dlock_cancel(lock);
+}
+
 /* on_wait: cancels world->lock at the cancel_at-th wait. */
 static inline void cancel_on_wait(struct world *world)
 {
     if (world->waits == world->cancel_at) {
-        dlock_cancel(world->lock);
+        world_cancel(world, world->lock);
     }
 }
 

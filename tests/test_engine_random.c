@@ -292,7 +292,7 @@ static void random_call(struct world *world)
             tell(world, "client %d handle %d cancels", (int)(client - clients),
                  (int)(caller - client->callers));
             totals.cancels++;
-            dlock_cancel(lock);
+            world_cancel(world, lock);
         }
         return;
     }
