@@ -269,11 +269,13 @@ struct dlock_lock {
     dlock_error _why;
 };
 
+/* clang-format off */
 #ifdef __cplusplus
 #define DLOCK_INIT {}
 #else
 #define DLOCK_INIT {0}
 #endif
+/* clang-format on */
 
 /* ----------------------------------------------------------------------------- public: factory */
 
@@ -360,8 +362,7 @@ static inline dlock_factory *dlock_open(const char *url, const dlock_config *con
 /* ------------------------------------------------------------------------- public: scope macro */
 
 /* A handle that is released on every way out of its block:  DLOCK_SCOPED(lock); */
-#define DLOCK_SCOPED(name) \
-    __attribute__((cleanup(dlocki_scope_end))) dlock_lock name = DLOCK_INIT
+#define DLOCK_SCOPED(name) __attribute__((cleanup(dlocki_scope_end))) dlock_lock name = DLOCK_INIT
 
 #ifdef __cplusplus
 }
@@ -570,8 +571,7 @@ static void dlocki_store(int *to, int value)
 /* Replaces `from` by `to`; false if it was something else. */
 static bool dlocki_swap(int *value, int from, int to)
 {
-    return __atomic_compare_exchange_n(value, &from, to, false, __ATOMIC_ACQ_REL,
-                                       __ATOMIC_ACQUIRE);
+    return __atomic_compare_exchange_n(value, &from, to, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
 
 /* Values of dlock_lock._claim. */
@@ -886,8 +886,7 @@ static bool dlocki_url_user(dlocki_url *url, dlocki_part part, dlock_error *erro
                           DLOCKI_SECRET_MAX);
     }
     /* "redis://:@host" names nobody; "redis://user:@host" is a user with an empty password. */
-    url->has_password =
-        name.to < part.to && (url->password_length > 0 || url->username_length > 0);
+    url->has_password = name.to < part.to && (url->password_length > 0 || url->username_length > 0);
     return true;
 }
 
@@ -917,8 +916,7 @@ static bool dlocki_url_host(dlocki_url *url, dlocki_part part, dlock_error *erro
     }
     if (!dlocki_decode_text(host, url->host, sizeof url->host)) {
         return dlocki_say(error, DLOCK_ARGUMENT, 0,
-                          "The URL's host is malformed or longer than %d bytes.",
-                          DLOCKI_HOST_MAX);
+                          "The URL's host is malformed or longer than %d bytes.", DLOCKI_HOST_MAX);
     }
     url->port = 6379;
     if (port.from < port.to) {
@@ -1079,6 +1077,7 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
  *           this server does not let us notify, so the queue is advice only. "more": 128 dead
  *           tickets. A waiter is alive if its inbox is subscribed on this server (PUBSUB NUMSUB);
  *           PUBLISH's count proves nothing. */
+/* clang-format off */
 #define DLOCKI_LUA_HEAD \
     "local K, Q, F = KEYS[1], KEYS[2], KEYS[3]\n" \
     "local call, try = redis.call, redis.pcall\n"
@@ -1229,6 +1228,7 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     "if left >= 0 and left < expiry then redis.call('PEXPIRE', KEYS[1], expiry) end\n" \
     "return 1\n"
 #define DLOCKI_LUA_EXTEND_SHA1 "058d8365768a185bc7483490518140e0a2f5dcb0"
+/* clang-format on */
 
 /* -------------------------------------------------------------------------------- room 5: wire */
 /* Commands into bytes, bytes into verdicts: pure, no sockets. RESP as in the Redis serialization
@@ -1479,8 +1479,7 @@ static void *dlocki_reply_nil(const redisReadTask *task)
 }
 
 #if HIREDIS_MAJOR >= 1
-static void *dlocki_reply_double(const redisReadTask *task, double value, char *text,
-                                 size_t length)
+static void *dlocki_reply_double(const redisReadTask *task, double value, char *text, size_t length)
 {
     (void)value;
     (void)text;
@@ -1764,12 +1763,7 @@ enum dlocki_state {
     DLOCKI_OWED         /* release failed: the owner is kept for another  */
 };
 
-enum dlocki_verb {
-    DLOCKI_NO_VERB,
-    DLOCKI_ACQUIRE,
-    DLOCKI_EXTENSION,
-    DLOCKI_RELEASE
-};
+enum dlocki_verb { DLOCKI_NO_VERB, DLOCKI_ACQUIRE, DLOCKI_EXTENSION, DLOCKI_RELEASE };
 
 enum dlocki_event_kind {
     DLOCKI_STARTED,
@@ -2031,8 +2025,7 @@ static unsigned dlocki_acquire_event(dlock_lock *lock, const dlocki_event *in)
     switch (in->kind) {
     case DLOCKI_STARTED:
         lock->_burnt = true;
-        lock->_deadline =
-            lock->_wait_ms > 0 ? dlocki_plus(in->now, lock->_wait_ms) : DLOCKI_NEVER;
+        lock->_deadline = lock->_wait_ms > 0 ? dlocki_plus(in->now, lock->_wait_ms) : DLOCKI_NEVER;
         return dlocki_attempt(lock, in);
     case DLOCKI_SENT:
         if (!lock->_unknown) {
@@ -2092,8 +2085,8 @@ static unsigned dlocki_extension_flags(dlock_lock *lock, const dlocki_event *in)
     if (in->verdict.flags == 0) {
         return dlocki_lost(lock);
     }
-    ends = dlocki_plus(lock->_sent_at,
-                       lock->_ask_expiry_ms - dlocki_drift_ms(lock->_ask_expiry_ms));
+    ends =
+        dlocki_plus(lock->_sent_at, lock->_ask_expiry_ms - dlocki_drift_ms(lock->_ask_expiry_ms));
     lock->_valid_until = dlocki_most(lock->_valid_until, ends);
     if (in->now >= lock->_valid_until) {
         dlocki_say(&lock->_why, DLOCK_UNREACHABLE, 0,
@@ -2147,10 +2140,9 @@ static unsigned dlocki_simple_event(dlock_lock *lock, const dlocki_event *in)
         return DLOCKI_DO_SEND;
     case DLOCKI_SENT:
         if (lock->_verb == DLOCKI_EXTENSION) {   /* it may be obeyed, and its answer be lost */
-            lock->_lapses_at =
-                dlocki_most(lock->_lapses_at,
-                            dlocki_plus(in->now, in->bound_ms + lock->_ask_expiry_ms +
-                                                     dlocki_drift_ms(lock->_ask_expiry_ms)));
+            lock->_lapses_at = dlocki_most(
+                lock->_lapses_at, dlocki_plus(in->now, in->bound_ms + lock->_ask_expiry_ms +
+                                                           dlocki_drift_ms(lock->_ask_expiry_ms)));
         }
         return 0;
     case DLOCKI_REPLIED:
@@ -2287,20 +2279,16 @@ static void dlocki_close_fd(void *world, int fd)
 }
 
 static const dlocki_kernel dlocki_linux = {
-    dlocki_now,     dlocki_random,    dlocki_pid,  dlocki_wake_fd, dlocki_resolve,
-    dlocki_connect, dlocki_connected, dlocki_send, dlocki_receive, dlocki_close_fd,
-    dlocki_wait_fds,
+    dlocki_now,     dlocki_random,   dlocki_pid,       dlocki_wake_fd,
+    dlocki_resolve, dlocki_connect,  dlocki_connected, dlocki_send,
+    dlocki_receive, dlocki_close_fd, dlocki_wait_fds,
 };
 
 /* ------------------------------------------------------------------------------ room 8: engine */
 /* One per factory: the connection, the pending handles, the debts. It feeds the machine and does
  * what the machine says. Everything here runs under the factory's mutex, but for the wait. */
 
-enum dlocki_link_state {
-    DLOCKI_DOWN,
-    DLOCKI_CONNECTING,
-    DLOCKI_UP
-};
+enum dlocki_link_state { DLOCKI_DOWN, DLOCKI_CONNECTING, DLOCKI_UP };
 
 /* A command whose reply is awaited. Replies are matched by order. */
 typedef struct dlocki_flight {
@@ -2533,8 +2521,7 @@ static void dlocki_settle(dlock_factory *factory, dlock_lock *lock)
     dlocki_link *link = &factory->link;
     int i;
     for (i = 0; i < link->flight_count; i++) {
-        dlocki_flight *flight =
-            &link->flights[(link->flight_first + i) % DLOCKI_FLIGHT_MAX];
+        dlocki_flight *flight = &link->flights[(link->flight_first + i) % DLOCKI_FLIGHT_MAX];
         if (flight->lock == lock) {
             flight->lock = NULL;
         }
@@ -2640,9 +2627,9 @@ static void dlocki_flush(dlock_factory *factory)
 {
     dlocki_link *link = &factory->link;
     while (link->state == DLOCKI_UP && link->out.from < link->out.to) {
-        long sent = factory->kernel->send(factory->world, link->fd,
-                                          link->out.bytes + link->out.from,
-                                          link->out.to - link->out.from);
+        long sent =
+            factory->kernel->send(factory->world, link->fd, link->out.bytes + link->out.from,
+                                  link->out.to - link->out.from);
         if (sent == -EAGAIN || sent == -EWOULDBLOCK) {
             return;
         }
@@ -2823,8 +2810,7 @@ static void dlocki_link_tell(dlock_factory *factory, int cause, const dlock_erro
         lock = next;
     }
     for (i = 0; i < count; i++) {
-        dlocki_flight *flight =
-            &link->flights[(link->flight_first + i) % DLOCKI_FLIGHT_MAX];
+        dlocki_flight *flight = &link->flights[(link->flight_first + i) % DLOCKI_FLIGHT_MAX];
         bool left = flight->begins < link->sent;
         int kind = cause;
         if (cause != DLOCKI_UNCONNECTED && !left) {
@@ -2842,8 +2828,8 @@ static void dlocki_link_tell(dlock_factory *factory, int cause, const dlock_erro
 }
 
 /* Sends a command about a lock; false: not now. */
-static bool dlocki_launch(dlock_factory *factory, const dlocki_command *command,
-                          dlock_lock *lock, int debt)
+static bool dlocki_launch(dlock_factory *factory, const dlocki_command *command, dlock_lock *lock,
+                          int debt)
 {
     dlocki_flight *flight;
     if (factory->link.flight_count == DLOCKI_FLIGHT_MAX ||
@@ -2856,8 +2842,8 @@ static bool dlocki_launch(dlock_factory *factory, const dlocki_command *command,
     flight->lock = lock;
     flight->debt = debt;
     if (command->kind != DLOCKI_GIVE_BACK) {   /* an answer after the lease's end says nothing */
-        flight->deadline = dlocki_least(flight->deadline,
-                                        dlocki_plus(factory->now, command->expiry_ms));
+        flight->deadline =
+            dlocki_least(flight->deadline, dlocki_plus(factory->now, command->expiry_ms));
     }
     return true;
 }
@@ -2907,8 +2893,7 @@ static void dlocki_link_farewell(dlock_factory *factory)
     size_t kept = link->out.to;
     int i;
     for (i = link->flight_count - 1; i >= 0; i--) {
-        const dlocki_flight *flight =
-            &link->flights[(link->flight_first + i) % DLOCKI_FLIGHT_MAX];
+        const dlocki_flight *flight = &link->flights[(link->flight_first + i) % DLOCKI_FLIGHT_MAX];
         if (flight->begins >= link->sent) {
             kept = link->out.from + (size_t)(flight->begins - link->sent);
         }
@@ -3087,15 +3072,13 @@ static void dlocki_link_read(dlock_factory *factory)
     dlocki_link *link = &factory->link;
     int i;
     for (i = 0; i < 16; i++) {
-        long got =
-            factory->kernel->receive(factory->world, link->fd, link->in, sizeof link->in);
+        long got = factory->kernel->receive(factory->world, link->fd, link->in, sizeof link->in);
         if (got == -EAGAIN || got == -EWOULDBLOCK) {
             return;
         }
         if (got <= 0) {
             dlock_error why;
-            dlocki_say_server(factory, &why, DLOCK_UNREACHABLE, (int)-got,
-                              "closed the connection");
+            dlocki_say_server(factory, &why, DLOCK_UNREACHABLE, (int)-got, "closed the connection");
             dlocki_link_fail(factory, DLOCKI_CUT, &why);
             return;
         }
@@ -3321,8 +3304,7 @@ static void dlocki_wait(dlock_factory *factory)
     factory->plan_writes = dlocki_wants_write(link);
     factory->plan_until = until;
     dlocki_books_unlock(factory);
-    (void)factory->kernel->wait(factory->world, fds, 2,
-                                (int)dlocki_least(timeout, INT_MAX));
+    (void)factory->kernel->wait(factory->world, fds, 2, (int)dlocki_least(timeout, INT_MAX));
     dlocki_books_lock(factory);
     factory->leading = false;
     factory->now = factory->kernel->now(factory->world);
@@ -3449,12 +3431,10 @@ static bool dlocki_config_apply(dlock_factory *factory, const dlock_config *conf
         return dlocki_say_argument(error, "There is a user without a password; write user:@ if "
                                           "it has none.");
     }
-    factory->connect_timeout_ms = config->connect_timeout_ms > 0
-                                      ? config->connect_timeout_ms
-                                      : DLOCK_DEFAULT_CONNECT_TIMEOUT_MS;
-    factory->command_timeout_ms = config->command_timeout_ms > 0
-                                      ? config->command_timeout_ms
-                                      : DLOCK_DEFAULT_COMMAND_TIMEOUT_MS;
+    factory->connect_timeout_ms = config->connect_timeout_ms > 0 ? config->connect_timeout_ms
+                                                                 : DLOCK_DEFAULT_CONNECT_TIMEOUT_MS;
+    factory->command_timeout_ms = config->command_timeout_ms > 0 ? config->command_timeout_ms
+                                                                 : DLOCK_DEFAULT_COMMAND_TIMEOUT_MS;
     if (config->client_name != NULL) {
         memcpy(factory->client_name, config->client_name, strlen(config->client_name));
     }
@@ -3512,9 +3492,8 @@ static dlock_factory *dlocki_open_in(const dlocki_kernel *kernel, void *world, c
     if (!dlocki_config_check(config, error)) {
         return NULL;
     }
-    factory = (dlock_factory *)(config->alloc != NULL
-                                    ? config->alloc(sizeof *factory, config->user)
-                                    : DLOCK_MALLOC(sizeof *factory));
+    factory = (dlock_factory *)(config->alloc != NULL ? config->alloc(sizeof *factory, config->user)
+                                                      : DLOCK_MALLOC(sizeof *factory));
     if (factory == NULL) {
         dlocki_say(error, DLOCK_MEMORY, ENOMEM, "%s", dlock_code_text(DLOCK_MEMORY));
         return NULL;
@@ -3782,8 +3761,8 @@ DLOCK_DEF bool dlock_extend(dlock_lock *lock, int64_t expiry_ms)
         } else if (lock->_degraded) {
             int64_t now = lock->_kernel->now(lock->_world);
             lock->_valid_until = dlocki_most(
-                lock->_valid_until, dlocki_plus(now, lock->_ask_expiry_ms -
-                                                         dlocki_drift_ms(lock->_ask_expiry_ms)));
+                lock->_valid_until,
+                dlocki_plus(now, lock->_ask_expiry_ms - dlocki_drift_ms(lock->_ask_expiry_ms)));
             dlocki_say_ok(&lock->_why);
             answer = true;
         } else {
@@ -3861,8 +3840,7 @@ DLOCK_DEF int64_t dlock_remaining_ms(const dlock_lock *lock)
     if (!dlocki_is_ours(lock)) {
         return 0;
     }
-    return dlocki_most(0, dlocki_plus(lock->_valid_until,
-                                      -lock->_kernel->now(lock->_world)));
+    return dlocki_most(0, dlocki_plus(lock->_valid_until, -lock->_kernel->now(lock->_world)));
 }
 
 DLOCK_DEF bool dlock_is_acquired(const dlock_lock *lock)

@@ -949,6 +949,18 @@ static void pair_down(struct pair *pair, struct proxy_control *control)
     }
 }
 
+/* Bytes that nobody asked for. */
+static void speak(struct pair *pairs, struct proxy_control *control)
+{
+    for (size_t i = 0; i < PAIRS_MAX; i++) {
+        if (pairs[i].client >= 0) {
+            (void)send_all(pairs[i].client, control->answer, control->answer_length);
+        }
+    }
+    control->times = 1;
+    fire(control);
+}
+
 static void proxy_accept(struct pair *pairs, struct proxy_control *control, int listener,
                          const char *upstream)
 {
@@ -1005,6 +1017,9 @@ static int proxy_body(void *argument)
         }
         if (poll(waits, 1 + 2 * PAIRS_MAX, 2) < 0) {
             continue;
+        }
+        if (control->fault == PROXY_SPEAK) {
+            speak(pairs, control);
         }
         atomic_store(&control->seen, atomic_load(&control->generation));
         for (size_t i = 0; i < PAIRS_MAX; i++) {
@@ -1067,8 +1082,8 @@ void proxy_set(struct proxy *proxy, const struct proxy_plan *plan)
         memcpy(control->answer, plan->answer, control->answer_length);
     }
     (void)snprintf(control->word, sizeof control->word, "%s", plan->word != NULL ? plan->word : "");
-    atomic_fetch_add(&control->generation, 1);
     control->fault = (int)plan->fault;
+    atomic_fetch_add(&control->generation, 1);
     /* Whatever was under way with the old plan has passed once it has seen the new one. */
     int64_t end = now_ms() + 5000;
     while (atomic_load(&control->seen) != atomic_load(&control->generation)) {

@@ -100,6 +100,7 @@ enum proxy_fault {
     PROXY_CUT_REPLY,    /* `bytes` towards the client, then closed                              */
     PROXY_DRIP,         /* replies one byte at a time, `delay_ms` apart                         */
     PROXY_STALL,        /* accepted, nothing is read or sent                                    */
+    PROXY_SPEAK,        /* `answer`, unasked, on every connection that is open: once            */
     PROXY_ANSWER        /* never forwarded; answered with `answer`, `repeat` times              */
 };
 
