@@ -507,7 +507,7 @@ private:
 #define DLOCKI_DEBT_PAUSE_MS 100   /* before a debt is tried again that was told "later"     */
 #define DLOCKI_AGAIN_MAX 8         /* rounds of clearing dead waiters within one attempt     */
 #define DLOCKI_NUMBER_MAX INT64_C(9007199254740992)   /* 2^53: Lua counts exactly below      */
-#define DLOCKI_FENCE_MIN INT64_C(4294967296)   /* 2^32: a server's clock is past 1970         */
+#define DLOCKI_FENCE_MIN INT64_C(4294967296)   /* 2^32: as a bare number           */
 #define DLOCKI_NEVER INT64_MAX
 
 /* ----------------------------------------------------------------------------- room 2: platform */
@@ -1143,9 +1143,9 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
 /* acquire  KEYS K Q F  ARGV owner, expiry, kind, score, fenced; what is left out at the end is
  *          '' (does not line up), 0 (no place yet), 1 (with a fence)
  *   fence    granted, for a whole lease: a bare number, because a table costs the server more
- *            than reading a key does, and a large one, so that no other answer looks like it
- *   {1, fence, lease, now}   granted: without a fence (0), or before; who asks again gets what is
- *            left, not a new lease
+ *            than reading a key does; 2^32 or more, so that no other answer looks like it
+ *   {1, fence, lease, now}   granted: without a fence (0), with a small one, or before; who asks
+ *            again gets what is left, not a new lease
  *   {0, lease, now, score, place, foreign}   held; lease -1: without end
  *   {2}      ask again: many dead waiters were cleared
  *   {3}      refused: the fence cannot grow
@@ -1171,7 +1171,8 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     " if fenced then fence, fault = raise(expiry) end\n" \
     " if not fence then return fault end\n" \
     " call('SET', K, owner, 'PX', expiry)\n" \
-    " return fenced and fence or {1, 0, expiry + 0, now}\n" \
+    " if fence >= 4294967296 then return fence end\n" \
+    " return {1, fence, expiry + 0, now}\n" \
     "end\n" \
     "local lease, score, place = call('PTTL', K), 0, 0\n" \
     "if holder == owner then\n" \
@@ -1195,7 +1196,7 @@ static bool dlocki_expiry_is_legal(int64_t expiry_ms)
     "end\n" \
     "local foreign = #holder ~= 36 or not string.find(holder, '^dl1%-%x+$')\n" \
     "return {0, lease, now, score, place, foreign and 1 or 0}\n"
-#define DLOCKI_LUA_ACQUIRE_SHA1 "86ccc56b490a905275b95ab76f76ee040c28e02b"
+#define DLOCKI_LUA_ACQUIRE_SHA1 "5a606e0c8751f7e287875c77e9987e5b19837731"
 
 /* release, undo  KEYS K Q F  ARGV owner, ticket ('' or left out: none)
  *   flags: 1 it was ours, 2 the ticket was removed, 4 handed over, 8 could not notify
@@ -2326,7 +2327,6 @@ typedef struct dlocki_link {
     bool proven;               /* it has served: a command about a lock was answered */
     bool scripted;             /* a script was; only then is a plain SET worth having  */
     bool barrier;              /* nothing before a PING was answered                 */
-    bool pinged;
     bool stale;                /* to be replaced before the next command             */
     bool refused;              /* the handshake was: believe nothing, then replace it */
     int64_t connect_ends;      /* for all addresses                                  */
@@ -2515,13 +2515,19 @@ static void dlocki_owe(dlock_factory *factory, const dlock_lock *lock)
     factory->debt_count++;
 }
 
+/* The n-th oldest command under way; behind the last one, the place for the next. */
+static dlocki_flight *dlocki_flight_at(dlocki_link *link, int n)
+{
+    return &link->flights[(link->flight_first + n) % DLOCKI_FLIGHT_MAX];
+}
+
 /* The call is over: nothing of the engine points to the handle any more, unless it is held. */
 static void dlocki_settle(dlock_factory *factory, dlock_lock *lock)
 {
     dlocki_link *link = &factory->link;
     int i;
     for (i = 0; i < link->flight_count; i++) {
-        dlocki_flight *flight = &link->flights[(link->flight_first + i) % DLOCKI_FLIGHT_MAX];
+        dlocki_flight *flight = dlocki_flight_at(link, i);
         if (flight->lock == lock) {
             flight->lock = NULL;
         }
@@ -2613,7 +2619,6 @@ static void dlocki_link_close(dlock_factory *factory)
     link->flight_count = 0;
     link->proven = false;
     link->scripted = false;
-    link->pinged = false;
     link->stale = false;
     link->refused = false;
     link->queued = 0;
@@ -2654,8 +2659,7 @@ static void dlocki_flush(dlock_factory *factory)
 static dlocki_flight *dlocki_flight_add(dlock_factory *factory, int kind)
 {
     dlocki_link *link = &factory->link;
-    int at = (link->flight_first + link->flight_count) % DLOCKI_FLIGHT_MAX;
-    dlocki_flight *flight = &link->flights[at];
+    dlocki_flight *flight = dlocki_flight_at(link, link->flight_count);
     DLOCK_ASSERT(link->flight_count < DLOCKI_FLIGHT_MAX);
     memset(flight, 0, sizeof *flight);
     flight->kind = kind;
@@ -2789,7 +2793,6 @@ static void dlocki_link_connected(dlock_factory *factory)
     }
     link->state = DLOCKI_UP;
     link->used_at = factory->now;
-    link->pinged = link->barrier;
     dlocki_put_handshake(factory);
 }
 
@@ -2810,7 +2813,7 @@ static void dlocki_link_tell(dlock_factory *factory, int cause, const dlock_erro
         lock = next;
     }
     for (i = 0; i < count; i++) {
-        dlocki_flight *flight = &link->flights[(link->flight_first + i) % DLOCKI_FLIGHT_MAX];
+        dlocki_flight *flight = dlocki_flight_at(link, i);
         bool left = flight->begins < link->sent;
         int kind = cause;
         if (cause != DLOCKI_UNCONNECTED && !left) {
@@ -2893,7 +2896,7 @@ static void dlocki_link_farewell(dlock_factory *factory)
     size_t kept = link->out.to;
     int i;
     for (i = link->flight_count - 1; i >= 0; i--) {
-        const dlocki_flight *flight = &link->flights[(link->flight_first + i) % DLOCKI_FLIGHT_MAX];
+        const dlocki_flight *flight = dlocki_flight_at(link, i);
         if (flight->begins >= link->sent) {
             kept = link->out.from + (size_t)(flight->begins - link->sent);
         }
@@ -2912,7 +2915,7 @@ static void dlocki_link_fail(dlock_factory *factory, int cause, const dlock_erro
 {
     dlocki_link *link = &factory->link;
     int i;
-    if (!link->proven && link->failures < 30) {
+    if (!link->proven && link->failures < INT_MAX) {
         link->failures++;
     }
     dlocki_link_tell(factory, cause, why);
@@ -2921,7 +2924,9 @@ static void dlocki_link_fail(dlock_factory *factory, int cause, const dlock_erro
     }
     for (i = 0; i < DLOCK_DEBT_MAX; i++) {
         factory->debts[i].sent = false;
-        factory->debts[i].lapses_at = DLOCKI_NEVER;
+        if (link->barrier) {   /* the server may obey later, who knows when */
+            factory->debts[i].lapses_at = DLOCKI_NEVER;
+        }
     }
     dlocki_debts_put_off(factory, link->proven ? 0 : DLOCKI_DEBT_PAUSE_MS);
     dlocki_link_close(factory);

@@ -512,6 +512,7 @@ static inline void model_ask(struct world *world, const struct request *request,
     size_t length = request->lengths[3];
     bool fenced = !word_is(request, 10, "0"); /* left out: yes */
     struct model_key *holder = model_find(world, seen->database, key, length);
+    bool is_free = holder == NULL;
     assert_true(request->count == 8 || request->count == 11);
     if (holder == NULL) {
         holder = model_set(world, seen->database, key, length, seen->owner, seen->expiry_ms);
@@ -523,6 +524,10 @@ static inline void model_ask(struct world *world, const struct request *request,
     }
     if (strcmp(holder->owner, seen->owner) == 0) {
         seen->result = 1;
+        if (is_free && fenced) {   /* the whole lease, and nothing else to say */
+            (void)snprintf(reply, size, ":%lld\r\n", (long long)holder->fence);
+            return;
+        }
         (void)snprintf(reply, size, "*4\r\n:1\r\n:%lld\r\n:%lld\r\n:%lld\r\n",
                        (long long)holder->fence, (long long)(holder->ends - model_now(world)),
                        (long long)model_now_us(world));
@@ -1183,6 +1188,13 @@ static const dlocki_kernel fake_kernel = {
 
 static struct world the_world;
 
+static inline void world_load_scripts(struct world *world)
+{
+    for (int i = 0; i < 3; i++) {
+        world->loaded[i] = true;
+    }
+}
+
 /* A new world; streams keep their old bytes, which nobody can see. */
 static inline struct world *world_begin(void)
 {
@@ -1199,9 +1211,7 @@ static inline struct world *world_begin(void)
     world->send_room = -1;
     world->address_count = 1;
     world->user = "";
-    world->loaded[0] = true;
-    world->loaded[1] = true;
-    world->loaded[2] = true;
+    world_load_scripts(world);
     return world;
 }
 

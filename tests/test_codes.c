@@ -424,5 +424,6 @@ int main(void)
         cmocka_unit_test(a_zero_in_the_options_is_the_default),
         cmocka_unit_test(the_pause_without_a_delay_is_the_default),
     };
+    watchdog(120);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

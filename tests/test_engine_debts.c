@@ -195,6 +195,28 @@ static void a_debt_lapses_with_its_lease(void **state)
     world_close(world, factory);
 }
 
+/* A connection that ended while nothing was under way leaves nothing to wait for. */
+static void a_debt_lapses_after_a_reconnect_too(void **state)
+{
+    struct world *world = world_begin();
+    dlock_factory *factory = world_open(world, NULL);
+    dlock_lock lock = DLOCK_INIT;
+    (void)state;
+    undo_later(world);
+    owe(world, factory, "k", &no_wait);
+    world_sleep(world, 200);
+    server_restarts(world);
+    world_sleep(world, 20);
+    assert_true(dlock_acquire(factory, &lock, "other", &no_wait));
+    world_sleep(world, 20000);
+    assert_false(dlock_release(&lock));
+    for (int i = 0; i < DLOCK_DEBT_MAX; i++) {
+        assert_true(!factory->debts[i].used || memcmp(factory->debts[i].key, "k", 2) != 0);
+    }
+    assert_int_equal(factory->debt_count, 1);
+    world_close(world, factory);
+}
+
 /* A server that nobody heard of since may still obey: no lapse then, however long it takes. */
 static void a_debt_of_a_stopped_server_does_not_lapse_before_it_was_heard(void **state)
 {
@@ -259,6 +281,7 @@ int main(void)
         cmocka_unit_test(a_debt_that_was_told_later_travels_ahead_of_a_new_ask_on_its_key),
         cmocka_unit_test(the_undo_of_a_try_travels_ahead_of_the_next_one),
         cmocka_unit_test(a_debt_lapses_with_its_lease),
+        cmocka_unit_test(a_debt_lapses_after_a_reconnect_too),
         cmocka_unit_test(a_debt_of_a_stopped_server_does_not_lapse_before_it_was_heard),
         cmocka_unit_test(a_release_called_again_is_owed_once),
         cmocka_unit_test(a_debt_is_not_hammered),

@@ -256,7 +256,8 @@ static void random_acquire(struct world *world, struct client *client, struct ca
     const dlock_factory *factory = client->factory;
     int64_t attempt = 3 * ((int64_t)factory->connect_timeout_ms + factory->command_timeout_ms);
     memset(&options, 0, sizeof options);
-    options.expiry_ms = 20 + world_pick(world, 600);
+    /* Some lapse within the schedule; others would outlive it. */
+    options.expiry_ms = world_pick(world, 2) == 0 ? 20 + world_pick(world, 600) : 60000;
     options.no_fence = world_pick(world, 6) == 0;
     options.fail_open = world_pick(world, 12) == 0;
     options.retry_count = world_pick(world, 3);
@@ -303,7 +304,7 @@ static void random_call(struct world *world)
     caller->began = world->now;
     caller->bound = (int64_t)factory->connect_timeout_ms + factory->command_timeout_ms;
     if (lock->_state == DLOCKI_OURS && world_pick(world, 3) == 0) {
-        lock->_ask_expiry_ms = 20 + world_pick(world, 600);
+        lock->_ask_expiry_ms = world_pick(world, 3) == 0 ? 30000 : 20 + world_pick(world, 600);
         caller->verb = DLOCKI_EXTENSION;
         call_begin(client->factory, lock, DLOCKI_EXTENSION);
     } else if (lock->_state == DLOCKI_OURS ||

@@ -408,5 +408,6 @@ int main(void)
         cmocka_unit_test(a_key_is_read_up_to_its_length_only),
         cmocka_unit_test(the_longest_key_has_helpers_too),
     };
+    watchdog(120);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

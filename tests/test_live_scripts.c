@@ -508,7 +508,8 @@ static void a_script_is_known_by_the_sha1_in_the_header(void **state)
     live_end(live);
 }
 
-/* The acquire script as a later version calls it. Answers what it said, joined by blanks. */
+/* The acquire script as a later version calls it. Answers what it said, joined by blanks: "1 fence
+ * lease now" or "0 lease now score place foreign". A bare number is a fence and a whole lease. */
 static void ask(struct live *live, const char *owner, const char *kind, const char *score,
                 const char *fenced, char *text, size_t size)
 {
@@ -520,6 +521,8 @@ static void ask(struct live *live, const char *owner, const char *kind, const ch
     text[0] = '\0';
     if (reply->type == REDIS_REPLY_ERROR) {
         (void)snprintf(text, size, "%s", reply->str);
+    } else if (reply->type == REDIS_REPLY_INTEGER) {
+        (void)snprintf(text, size, "1 %lld 7000 0", reply->integer);
     }
     for (size_t i = 0; i < reply->elements; i++) {
         assert_int_equal(reply->element[i]->type, REDIS_REPLY_INTEGER);

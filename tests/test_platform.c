@@ -722,6 +722,7 @@ static void a_signal_ends_a_wait_and_time_does(void **state)
     assert_int_equal(dlocki_wait_fds(NULL, &one, 1, 60000), -EINTR);
     assert_int_equal(rang, 1);
     assert_int_equal(sigaction(SIGALRM, &before, NULL), 0);
+    watchdog(120); /* the same timer */
 }
 
 static void opening_and_closing_leaves_no_descriptor(void **state)
@@ -770,5 +771,6 @@ int main(void)
         cmocka_unit_test(opening_and_closing_leaves_no_descriptor),
         cmocka_unit_test(the_process_is_the_one_the_kernel_says),
     };
+    watchdog(120);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -766,5 +766,6 @@ int main(void)
         cmocka_unit_test(the_config_stands_in_for_the_urls_user_and_password),
         cmocka_unit_test(the_strings_of_the_config_and_the_url_are_copied),
     };
+    watchdog(120);
     return cmocka_run_group_tests(tests, make_the_page, NULL);
 }

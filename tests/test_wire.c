@@ -732,19 +732,20 @@ typedef struct ask_case {
 } ask_case;
 
 static const ask_case ask_cases[] = {
-    /* granted now, for the whole lease: the fence alone */
-    {":5\r\n", true, DLOCKI_GRANTED, 5, 30000},
-    {":1\r\n", true, DLOCKI_GRANTED, 1, 30000},
+    /* granted now, for the whole lease: the fence alone, which is past the server's clock */
+    {":1795398000123457\r\n", true, DLOCKI_GRANTED, 1795398000123457, 30000},
+    {":4294967296\r\n", true, DLOCKI_GRANTED, 4294967296, 30000},
     {":9007199254740991\r\n", true, DLOCKI_GRANTED, 9007199254740991, 30000},
-    {":0\r\n", false, DLOCKI_GRANTED, 0, 30000},
+    {":4294967295\r\n", true, DLOCKI_GARBAGE, 0, 0},
+    {":1\r\n", true, DLOCKI_GARBAGE, 0, 0}, /* an answer to something else? */
     {":0\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {":-1\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {":9007199254740992\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {":9223372036854775807\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {":-9223372036854775808\r\n", true, DLOCKI_GARBAGE, 0, 0},
+    {":0\r\n", false, DLOCKI_GARBAGE, 0, 0},
     {":1\r\n", false, DLOCKI_GARBAGE, 0, 0},
-    {":-1\r\n", false, DLOCKI_GARBAGE, 0, 0},
-    {":4294967296\r\n", false, DLOCKI_GARBAGE, 0, 0},   /* 0 in 32 bits */
+    {":1795398000123457\r\n", false, DLOCKI_GARBAGE, 0, 0},
     /* granted before: what is left of it */
     {"*4\r\n:1\r\n:5\r\n:30000\r\n:4\r\n", true, DLOCKI_GRANTED, 5, 30000},
     {"*4\r\n:1\r\n:1\r\n:0\r\n:1\r\n", true, DLOCKI_GRANTED, 1, 0},
@@ -1345,5 +1346,6 @@ int main(void)
         cmocka_unit_test(the_words_of_a_server_are_never_repeated),
         cmocka_unit_test(no_bytes_whatever_do_harm),
     };
+    watchdog(120);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
