@@ -1562,7 +1562,6 @@ enum dlocki_verdict_kind {
 typedef struct dlocki_verdict {
     int kind;
     bool elsewhere;      /* this server is not the one to ask: look the name up again */
-    bool obeyed;         /* REFUSAL of the handshake: the command itself was obeyed   */
     uint64_t fence;
     int64_t lease_ms;    /* -1: without end */
     int64_t flags;
@@ -1996,7 +1995,7 @@ static unsigned dlocki_acquire_replied(dlock_lock *lock, const dlocki_event *in)
         }
         return dlocki_attempt_fail(lock, in, DLOCK_UNREACHABLE, -1);
     case DLOCKI_REFUSAL:
-        lock->_asked = in->verdict.obeyed;
+        lock->_asked = false;
         dlocki_keep_why(lock, DLOCK_REFUSED, in);
         return dlocki_acquire_fail(lock, in);
     default:
@@ -2483,14 +2482,16 @@ static int64_t dlocki_debt_lapses(const dlock_factory *factory, const dlocki_deb
 }
 
 /* Notes that a lock must be given back until the answer is definite. With no room left it lapses,
- * which can only happen to a release: an acquire is not sent without room. */
-static void dlocki_owe(dlock_factory *factory, const dlock_lock *lock)
+ * which can only happen to a release: an acquire is not sent without room. What was done on one
+ * connection only, because its handshake was refused, is `bound_to` it. */
+static void dlocki_owe(dlock_factory *factory, const dlock_lock *lock, unsigned bound_to)
 {
     dlocki_debt *debt = NULL;
     int i;
     for (i = 0; i < DLOCK_DEBT_MAX; i++) {
         dlocki_debt *one = &factory->debts[i];
-        if (one->used && memcmp(one->owner, lock->_owner, DLOCKI_OWNER_LENGTH) == 0) {
+        if (one->used && one->bound_to == bound_to &&
+            memcmp(one->owner, lock->_owner, DLOCKI_OWNER_LENGTH) == 0) {
             return;
         }
         if (!one->used && debt == NULL) {
@@ -2506,9 +2507,7 @@ static void dlocki_owe(dlock_factory *factory, const dlock_lock *lock)
                           ? lock->_ask_expiry_ms
                           : dlocki_most(1, dlocki_plus(lock->_lapses_at, -factory->now));
     debt->lapses_at = dlocki_debt_lapses(factory, debt);
-    if (factory->link.refused) {
-        debt->bound_to = factory->link.generation;
-    }
+    debt->bound_to = bound_to;
     debt->key_length = lock->_key_length;
     memcpy(debt->owner, lock->_owner, sizeof debt->owner);
     memcpy(debt->key, lock->_key, lock->_key_length);
@@ -2566,7 +2565,7 @@ static void dlocki_feed(dlock_factory *factory, dlock_lock *lock, dlocki_event *
     todo = dlocki_machine(lock, in);
     dlocki_wipe(random, sizeof random);
     if ((todo & DLOCKI_DO_UNDO) != 0) {
-        dlocki_owe(factory, lock);
+        dlocki_owe(factory, lock, 0);
     }
     if ((todo & DLOCKI_DO_SEND) != 0) {
         lock->_unsent = true;
@@ -2882,6 +2881,7 @@ static void dlocki_pump_debts(dlock_factory *factory, unsigned bound_to)
 static void dlocki_debts_put_off(dlock_factory *factory, int64_t pause_ms)
 {
     int i;
+    pause_ms = dlocki_least(pause_ms, (factory->ends_at - factory->now) / 2);   /* closing */
     for (i = 0; i < DLOCK_DEBT_MAX; i++) {
         factory->debts[i].due_at =
             dlocki_most(factory->debts[i].due_at, dlocki_plus(factory->now, pause_ms));
@@ -2986,7 +2986,10 @@ static void dlocki_answer_lock(dlock_factory *factory, dlock_lock *lock, dlocki_
     memset(&in, 0, sizeof in);
     in.kind = DLOCKI_REPLIED;
     if (link->refused) {   /* perhaps another user, perhaps another database */
-        verdict->obeyed = verdict->kind == DLOCKI_GRANTED || verdict->kind == DLOCKI_DOUBT;
+        if (lock->_verb == DLOCKI_ACQUIRE &&
+            (verdict->kind == DLOCKI_GRANTED || verdict->kind == DLOCKI_DOUBT)) {
+            dlocki_owe(factory, lock, link->generation);
+        }
         verdict->kind = DLOCKI_REFUSAL;
         in.why = &link->refusal;
     } else if (verdict->says != NULL) {
@@ -3027,7 +3030,12 @@ static void dlocki_answer(dlock_factory *factory, bool more)
     } else if (flight.kind < DLOCKI_PING) {
         dlocki_answer_handshake(factory, &verdict);
     } else if (flight.debt >= 0) {
-        dlocki_answer_debt(factory, &factory->debts[flight.debt], verdict.kind);
+        dlocki_debt *debt = &factory->debts[flight.debt];
+        if (link->refused && debt->bound_to == 0) {
+            debt->sent = false;   /* what this connection says of it means nothing */
+        } else {
+            dlocki_answer_debt(factory, debt, verdict.kind);
+        }
     } else if (flight.lock != NULL) {
         dlocki_answer_lock(factory, flight.lock, &verdict);
     }
@@ -3535,8 +3543,12 @@ DLOCK_DEF dlock_factory *dlocki_open(const char *url, const dlock_config *config
 static void dlocki_close_drive(dlock_factory *factory)
 {
     dlock_lock *lock;
+    int i;
     factory->now = factory->kernel->now(factory->world);
     factory->ends_at = dlocki_plus(factory->now, factory->command_timeout_ms);
+    for (i = 0; i < DLOCK_DEBT_MAX; i++) {
+        factory->debts[i].due_at = factory->now;   /* no time to put anything off */
+    }
     while (factory->held != NULL) {
         lock = factory->held;
         if (lock->_degraded) {   /* nothing stands on the server for it */

@@ -220,7 +220,7 @@ static void a_plain_set_is_only_sent_where_a_script_was_seen_to_work(void **stat
 static void b5_an_end_in_the_middle_of_a_reply_is_asked_again(void **state)
 {
     (void)state;
-    for (size_t cut = 0; cut < 40; cut++) {
+    for (size_t cut = 0; cut < 18; cut++) {
         struct world *world = world_begin();
         dlock_factory *factory = world_open(world, NULL);
         dlock_lock lock = DLOCK_INIT;

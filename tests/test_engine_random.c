@@ -348,10 +348,29 @@ static void open_clients(struct world *world)
         dlock_config config;
         memset(client, 0, sizeof *client);
         memset(&config, 0, sizeof config);
-        config.command_timeout_ms = 80 + world_pick(world, 120);
+        config.command_timeout_ms = 180 + world_pick(world, 120);
         config.connect_timeout_ms = 20 + world_pick(world, 100);
         config.client_name = world_pick(world, 3) == 0 ? "me" : NULL;
         client->factory = world_open(world, &config);
+    }
+}
+
+/* For a replay: all that the server saw, and what it still has. */
+static void tell_log(const struct world *world)
+{
+    static const char *const names[] = {"AUTH", "SELECT", "SETNAME", "PING",
+                                        "SET",  "ask",    "extend",  "give back"};
+    for (int i = 0; tells && i < world->log_count; i++) {
+        const struct seen *seen = &world->log[i];
+        print_message("at %5lld on %u: %s%s %s: %s %d\n", (long long)(seen->at - WORLD_START),
+                      seen->socket, names[seen->kind], seen->whole ? " whole" : "", seen->owner,
+                      seen->executed ? "executed" : "not executed", seen->result);
+    }
+    for (int i = 0; tells && i < WORLD_KEYS; i++) {
+        if (world->keys[i].used) {
+            print_message("left: %.*s %s\n", (int)world->keys[i].length, world->keys[i].key,
+                          world->keys[i].owner);
+        }
     }
 }
 
@@ -380,10 +399,12 @@ static void run_schedule(uint64_t seed)
         int64_t began = world->now;
         int32_t bound = clients[i].factory->command_timeout_ms;
         totals.undone += clients[i].factory->debt_count;
+        tell(world, "client %d closes, %d owed", i, clients[i].factory->debt_count);
         dlock_close(clients[i].factory);
         must_be(world->now - began <= bound, "a close took longer than its bound");
     }
     world_sleep(world, 20);
+    tell_log(world);
     must_be(world->open_sockets == 0 && world->open_wakes == 0, "a descriptor was left");
     must_be(world_key_count(world) == 0, "a key was left");
 }

@@ -82,6 +82,45 @@ static void b11_what_is_unknown_behind_a_refused_handshake_is_undone(void **stat
     world_close_clean(world, factory);
 }
 
+/* A release that was lost with its connection; the next one is refused, and ends. */
+static void b11_a_refused_handshake_does_not_forget_what_stands_from_before(void **state)
+{
+    static const dlock_config config = {.client_name = "me"};
+    static const char *const ends[] = {"*1\r\n*1\r\n", ""};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct world *world = world_begin();
+        dlock_factory *factory = world_open(world, &config);
+        dlock_lock lock;
+        hold(factory, &lock);
+        world_fault(world, FAULT_CLOSE_BEFORE, DLOCKI_GIVE_BACK);
+        world_answer(world, DLOCKI_SETNAME, "-WEIRD thing\r\n");
+        world_answer(world, DLOCKI_PING, ends[i])->kind =
+            i == 0 ? FAULT_ANSWER : FAULT_CLOSE_BEFORE;
+        (void)dlock_release(&lock);
+        works_again(factory, "other");
+        assert_string_equal(world_holder(world, "k"), "");
+        world_close_clean(world, factory);
+    }
+}
+
+static void b11_what_stands_in_two_databases_is_undone_in_both(void **state)
+{
+    struct world *world = world_begin();
+    dlock_factory *factory;
+    dlock_lock lock = DLOCK_INIT;
+    struct fault *fault;
+    (void)state;
+    world->url = "redis://model/3";
+    factory = world_open(world, NULL);
+    world_fault(world, FAULT_CLOSE_AFTER, DLOCKI_ASK);
+    fault = world_answer(world, DLOCKI_SELECT, "-ERR DB index is out of range\r\n");
+    fault->skip = 1;
+    fault->times = 2;
+    (void)dlock_acquire(factory, &lock, "k", &no_wait);
+    world_close_clean(world, factory);
+}
+
 /* Debts wait for a password that is right again, and do not hammer a server meanwhile. */
 static void b11_debts_behind_a_refused_handshake_do_not_spin(void **state)
 {
@@ -992,6 +1031,8 @@ int main(void)
         cmocka_unit_test(b11_a_refused_auth_is_refused_once_and_the_grant_behind_it_undone),
         cmocka_unit_test(b11_a_refused_select_is_undone_where_the_grant_was_set),
         cmocka_unit_test(b11_what_is_unknown_behind_a_refused_handshake_is_undone),
+        cmocka_unit_test(b11_a_refused_handshake_does_not_forget_what_stands_from_before),
+        cmocka_unit_test(b11_what_stands_in_two_databases_is_undone_in_both),
         cmocka_unit_test(b11_debts_behind_a_refused_handshake_do_not_spin),
         cmocka_unit_test(c1_noscript_is_answered_by_the_script_once),
         cmocka_unit_test(c1_an_undo_needs_no_second_chance),
