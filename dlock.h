@@ -1830,8 +1830,9 @@ static void dlocki_keep_why(dlock_lock *lock, int code, const dlocki_event *in)
 {
     if (in->why != NULL) {
         lock->_why = *in->why;
-        if (code != DLOCK_UNREACHABLE || in->why->code != DLOCK_MEMORY) {
-            lock->_why.code = code;
+        if (code != DLOCK_UNREACHABLE ||
+            (in->why->code != DLOCK_MEMORY && in->why->code != DLOCK_REFUSED)) {
+            lock->_why.code = code;   /* else the cause of it says more */
         }
     } else if (lock->_why.code != code) {
         dlocki_say(&lock->_why, code, 0, "%s", dlock_code_text(code));
@@ -2881,7 +2882,8 @@ static void dlocki_pump_debts(dlock_factory *factory, unsigned bound_to)
 static void dlocki_debts_put_off(dlock_factory *factory, int64_t pause_ms)
 {
     int i;
-    pause_ms = dlocki_least(pause_ms, (factory->ends_at - factory->now) / 2);   /* closing */
+    /* While closing there must be time for another try, and yet no hammering. */
+    pause_ms = dlocki_least(pause_ms, dlocki_plus(factory->ends_at - factory->now, 1) / 2);
     for (i = 0; i < DLOCK_DEBT_MAX; i++) {
         factory->debts[i].due_at =
             dlocki_most(factory->debts[i].due_at, dlocki_plus(factory->now, pause_ms));
@@ -2985,9 +2987,12 @@ static void dlocki_answer_lock(dlock_factory *factory, dlock_lock *lock, dlocki_
     dlocki_event in;
     memset(&in, 0, sizeof in);
     in.kind = DLOCKI_REPLIED;
+    if (link->refused && lock->_verb != DLOCKI_ACQUIRE) {   /* it stands where we cannot be heard */
+        dlocki_feed_kind(factory, lock, DLOCKI_UNCONNECTED, &link->refusal);
+        return;
+    }
     if (link->refused) {   /* perhaps another user, perhaps another database */
-        if (lock->_verb == DLOCKI_ACQUIRE &&
-            (verdict->kind == DLOCKI_GRANTED || verdict->kind == DLOCKI_DOUBT)) {
+        if (verdict->kind == DLOCKI_GRANTED || verdict->kind == DLOCKI_DOUBT) {
             dlocki_owe(factory, lock, link->generation);
         }
         verdict->kind = DLOCKI_REFUSAL;

@@ -98,6 +98,7 @@ static void b11_a_refused_handshake_does_not_forget_what_stands_from_before(void
         world_answer(world, DLOCKI_PING, ends[i])->kind =
             i == 0 ? FAULT_ANSWER : FAULT_CLOSE_BEFORE;
         (void)dlock_release(&lock);
+        world_sleep(world, 100);   /* as long as what is owed rests after a failure */
         works_again(factory, "other");
         assert_string_equal(world_holder(world, "k"), "");
         world_close_clean(world, factory);

@@ -75,7 +75,7 @@ enum place {
     PLACES
 };
 
-enum { WHOLE = 100, OBEYED, MOMENT }; /* further kinds of events, for the table */
+enum { WHOLE = 100, MOMENT }; /* further kinds of events, for the table */
 
 /* What an acquire does: on its last attempt, and while others are left. */
 static const struct {
@@ -99,11 +99,6 @@ static const struct {
      DLOCKI_REFUSAL,
      {0, FINISH, 0, UNDO | FINISH},
      {0, FINISH, 0, UNDO | FINISH},
-     DLOCK_REFUSED},
-    {DLOCKI_REPLIED,
-     OBEYED,
-     {0, UNDO | FINISH, 0, UNDO | FINISH},
-     {0, UNDO | FINISH, 0, UNDO | FINISH},
      DLOCK_REFUSED},
     {DLOCKI_REPLIED,
      DLOCKI_DOUBT,
@@ -185,9 +180,6 @@ static void an_acquire_meets_every_event_in_every_state(void **state)
                 if (acquire_table[i].verdict == WHOLE) {
                     lock._whole = true;
                     in.verdict.kind = DLOCKI_NOSCRIPT;
-                } else if (acquire_table[i].verdict == OBEYED) {
-                    in.verdict.kind = DLOCKI_REFUSAL;
-                    in.verdict.obeyed = true;
                 } else if (in.kind == DLOCKI_TIME && acquire_table[i].verdict != MOMENT) {
                     in.now = NOW + 900;
                 }

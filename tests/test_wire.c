@@ -822,7 +822,6 @@ static void an_ask_takes_what_its_script_says_and_nothing_else(void **state)
         assert_true(verdict.lease_ms == is->lease_ms);
         assert_int_equal(verdict.says != NULL, is->kind == DLOCKI_REFUSAL);
         assert_false(verdict.elsewhere);
-        assert_false(verdict.obeyed);
     }
 }
 
@@ -893,7 +892,6 @@ static void each_command_takes_its_own_reply_only(void **state)
                 fail_msg("%s to command %d is %d", bytes, kinds[j], verdict.kind);
             }
             assert_int_equal(verdict.fence, 0);
-            assert_false(verdict.obeyed);
             if (verdict.kind == DLOCKI_FLAGS) {
                 assert_int_equal(verdict.flags, strtol(bytes + 1, NULL, 10));
             }
@@ -1068,7 +1066,6 @@ static void check_error(const char *text, int kind, bool elsewhere)
             fail_msg("\"%s\" is of kind %d, elsewhere %d", text, verdict.kind, verdict.elsewhere);
         }
         assert_non_null(verdict.says);
-        assert_false(verdict.obeyed);
         assert_int_equal(verdict.fence, 0);
         assert_int_equal(verdict.flags, 0);
     }
@@ -1231,7 +1228,6 @@ static void check_any_verdict(const dlocki_reply *reply)
         dlocki_verdict is = dlocki_judge(kind, fenced, 30000, reply);
         bool error = reply->type == REDIS_REPLY_ERROR;
         assert_in_range(is.kind, DLOCKI_GRANTED, DLOCKI_GARBAGE);
-        assert_false(is.obeyed);
         if (is.kind == DLOCKI_GRANTED || is.kind == DLOCKI_HELD) {
             assert_true(kind == DLOCKI_ASK || kind == DLOCKI_SET);
             assert_true(is.lease_ms >= -1);
