@@ -364,7 +364,7 @@ static void open_clients(struct world *world)
         dlock_config config;
         memset(client, 0, sizeof *client);
         memset(&config, 0, sizeof config);
-        config.command_timeout_ms = 80 + world_pick(world, 120);
+        config.command_timeout_ms = 230 + world_pick(world, 120);
         config.connect_timeout_ms = 20 + world_pick(world, 100);
         config.client_name = world_pick(world, 3) == 0 ? "me" : NULL;
         client->factory = world_open(world, &config);
