@@ -114,15 +114,16 @@ demo: build/release/dinner  ## five people, one table, one private server: who s
 test: $(call PROGRAMS,debug)  ## build and run every test
 	@$(call RUN,debug,$(TEST_SCRIPTS))
 
+# Random schedules take several times as long here; DLOCK_SEEDS is how many there are.
 asan: $(call PROGRAMS,asan)  ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(call RUN,asan)
+	    DLOCK_SEEDS=4000 $(call RUN,asan)
 
 tsan: $(call PROGRAMS,tsan)  ## the tests under ThreadSanitizer
-	@$(call RUN,tsan)
+	@DLOCK_SEEDS=4000 $(call RUN,tsan)
 
 matrix: $(call PROGRAMS,hiredis) $(call PROGRAMS,debug)  ## with Debian 13's hiredis, Redis, Valkey
-	@sh tests/matrix.sh run build/matrix $(TESTS)
+	@DLOCK_SEEDS=4000 sh tests/matrix.sh run build/matrix $(TESTS)
 
 build/matrix/ready: tests/matrix.sh | deps
 	@sh tests/matrix.sh fetch build/matrix

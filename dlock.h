@@ -2879,14 +2879,19 @@ static void dlocki_pump_debts(dlock_factory *factory, unsigned bound_to)
     }
 }
 
-static void dlocki_debts_put_off(dlock_factory *factory, int64_t pause_ms)
+/* How long what is owed rests before it is tried again: while closing there must be time for
+ * another try, and yet no hammering. */
+static int64_t dlocki_debt_pause_ms(const dlock_factory *factory)
 {
+    return dlocki_least(DLOCKI_DEBT_PAUSE_MS, dlocki_plus(factory->ends_at - factory->now, 1) / 2);
+}
+
+static void dlocki_debts_put_off(dlock_factory *factory)
+{
+    int64_t at = dlocki_plus(factory->now, dlocki_debt_pause_ms(factory));
     int i;
-    /* While closing there must be time for another try, and yet no hammering. */
-    pause_ms = dlocki_least(pause_ms, dlocki_plus(factory->ends_at - factory->now, 1) / 2);
     for (i = 0; i < DLOCK_DEBT_MAX; i++) {
-        factory->debts[i].due_at =
-            dlocki_most(factory->debts[i].due_at, dlocki_plus(factory->now, pause_ms));
+        factory->debts[i].due_at = dlocki_most(factory->debts[i].due_at, at);
     }
 }
 
@@ -2930,7 +2935,9 @@ static void dlocki_link_fail(dlock_factory *factory, int cause, const dlock_erro
             factory->debts[i].lapses_at = DLOCKI_NEVER;
         }
     }
-    dlocki_debts_put_off(factory, link->proven ? 0 : DLOCKI_DEBT_PAUSE_MS);
+    if (!link->proven) {
+        dlocki_debts_put_off(factory);
+    }
     dlocki_link_close(factory);
 }
 
@@ -2958,7 +2965,7 @@ static void dlocki_answer_debt(dlock_factory *factory, dlocki_debt *debt, int ve
         dlocki_debt_pay(factory, debt);
         break;
     default:
-        debt->due_at = dlocki_plus(factory->now, DLOCKI_DEBT_PAUSE_MS);
+        debt->due_at = dlocki_plus(factory->now, dlocki_debt_pause_ms(factory));
         break;
     }
 }
@@ -3135,7 +3142,7 @@ static bool dlocki_link_ready(dlock_factory *factory)
         dlocki_flush(factory);
     }
     if (link->state == DLOCKI_UP && link->flight_count == 0 && (link->stale || link->refused)) {
-        dlocki_debts_put_off(factory, DLOCKI_DEBT_PAUSE_MS);
+        dlocki_debts_put_off(factory);
         dlocki_link_close(factory);
     }
     if (link->state == DLOCKI_DOWN) {

@@ -4,6 +4,8 @@
 #     matrix.sh fetch DIRECTORY           downloads and unpacks them there; installs nothing
 #     matrix.sh run DIRECTORY TEST...     runs the tests with each; one line for each
 #
+# All tests run with the other hiredis, and those that use a server, test_live_*, with the others.
+#
 # They come from where this machine gets its packages, whatever that is: a second list of sources
 # is made of the machine's own by replacing the name of the release. apt keeps all that belongs to
 # it in DIRECTORY and knows of no installed package, so that it also fetches the libraries. The
@@ -109,6 +111,10 @@ run() {
     title="hiredis $(hiredis_version "-I$here/hiredis/usr/include"), $(server_version redis-server)"
     combination hiredis "$title" "$@"
     unset LD_LIBRARY_PATH
+    for test; do
+        shift
+        case $test in test_live_*) set -- "$@" "$test" ;; esac
+    done
     for server in redis-server valkey-server; do
         DLOCK_TEST_SERVER=$here/$server
         export DLOCK_TEST_SERVER
