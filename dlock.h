@@ -212,8 +212,8 @@ typedef struct dlock_options {
     int64_t wait_ms;           /* keep trying for so long; 0 = only retry_count bounds it,
                                   DLOCK_FOREVER                                                */
     size_t key_length;         /* a key may hold any bytes; 0 = strlen(key)                    */
-    bool no_fence;             /* skip the fencing counter: dlock_fence is 0, and one attempt
-                                  is a plain SET NX PX                                         */
+    bool no_fence;             /* skip the fencing counter: dlock_fence is 0; one attempt may
+                                  be a plain SET NX PX, to which any key of that name is BUSY  */
     bool fail_open;            /* UNREACHABLE counts as acquired, marked degraded              */
 } dlock_options;
 
