@@ -1472,7 +1472,7 @@ static void *dlocki_reply_integer(const redisReadTask *task, long long value)
 static void *dlocki_reply_nil(const redisReadTask *task)
 {
     dlocki_reply *reply = (dlocki_reply *)task->privdata;
-    if (task->parent != NULL) {
+    if (task->parent != NULL || task->type == REDIS_REPLY_NIL) {   /* RESP3 has a type for it */
         return dlocki_reply_strange(task);
     }
     reply->type = REDIS_REPLY_NIL;
@@ -1696,6 +1696,17 @@ static void dlocki_judge_ask(const dlocki_reply *reply, bool fenced, int64_t exp
     }
 }
 
+/* Can a release (or an extend) have answered that? What was not ours was not handed over, and what
+ * was handed over was told. */
+static bool dlocki_flags_fit(int64_t flags, bool extend)
+{
+    int64_t done = flags & (4 | 8);
+    if (flags < 0 || flags > (extend ? 1 : 15)) {
+        return false;
+    }
+    return done == 0 || (done != (4 | 8) && (flags & 1) != 0);
+}
+
 /* What does this reply to a command of that kind mean? Pure. */
 static dlocki_verdict dlocki_judge(int kind, bool fenced, int64_t expiry_ms,
                                    const dlocki_reply *reply)
@@ -1734,8 +1745,8 @@ static dlocki_verdict dlocki_judge(int kind, bool fenced, int64_t expiry_ms,
         dlocki_judge_ask(reply, fenced, expiry_ms, &verdict);
         break;
     default:
-        if (reply->type == REDIS_REPLY_INTEGER && reply->values[0] >= 0 &&
-            reply->values[0] <= (kind == DLOCKI_EXTEND ? 1 : 15)) {
+        if (reply->type == REDIS_REPLY_INTEGER &&
+            dlocki_flags_fit(reply->values[0], kind == DLOCKI_EXTEND)) {
             verdict.kind = DLOCKI_FLAGS;
             verdict.flags = reply->values[0];
         }
@@ -2797,18 +2808,20 @@ static void dlocki_link_connected(dlock_factory *factory)
 }
 
 /* What was under way is told; what was not yet sent waits for the next connection, unless there
- * can be none, or it waited for the answer to a PING that did not come. */
+ * can be none. A connection that never served counts for those who wait, too: else a server that
+ * always hangs up could keep them for ever. */
 static void dlocki_link_tell(dlock_factory *factory, int cause, const dlock_error *why)
 {
     dlocki_link *link = &factory->link;
     dlock_lock *lock = factory->pending;
     int count = link->flight_count;
+    bool none = cause == DLOCKI_UNCONNECTED || link->barrier;
     int i;
-    while (lock != NULL && (cause == DLOCKI_UNCONNECTED || link->barrier)) {
+    while (lock != NULL && (none || (!link->proven && count > 0))) {
         dlock_lock *next = lock->_next;
         if (lock->_unsent) {
             lock->_unsent = false;
-            dlocki_feed_kind(factory, lock, DLOCKI_UNCONNECTED, why);
+            dlocki_feed_kind(factory, lock, none ? DLOCKI_UNCONNECTED : DLOCKI_CUT_UNSENT, why);
         }
         lock = next;
     }
@@ -2879,11 +2892,13 @@ static void dlocki_pump_debts(dlock_factory *factory, unsigned bound_to)
     }
 }
 
-/* How long what is owed rests before it is tried again: while closing there must be time for
- * another try, and yet no hammering. */
+/* How long what is owed rests before it is tried again: longer with every failure. While closing
+ * there must be time for another try, and yet no hammering. */
 static int64_t dlocki_debt_pause_ms(const dlock_factory *factory)
 {
-    return dlocki_least(DLOCKI_DEBT_PAUSE_MS, dlocki_plus(factory->ends_at - factory->now, 1) / 2);
+    int64_t pause = DLOCKI_DEBT_PAUSE_MS * dlocki_most(1, factory->link.failures);
+    pause = dlocki_least(pause, DLOCKI_PAUSE_MAX_MS);
+    return dlocki_least(pause, dlocki_plus(factory->ends_at - factory->now, 1) / 2);
 }
 
 static void dlocki_debts_put_off(dlock_factory *factory)

@@ -36,7 +36,7 @@ enum {
 /* What the server's clock says at WORLD_START, in microseconds. */
 #define WORLD_WALL_US INT64_C(1700000000000000)
 
-/* ------------------------------------------------------------------------------- faults on order */
+/* ---------------------------------------------------------------------------- faults on order */
 
 enum fault_kind {
     FAULT_DROP_REPLY,   /* executed, no reply                                             */
@@ -66,7 +66,7 @@ struct fault {
     const char *text;
 };
 
-/* ------------------------------------------------------------------------------------ the world */
+/* ---------------------------------------------------------------------------------- the world */
 
 /* Bytes in flight. Each mark says up to where they have arrived at a time. */
 struct stream {
@@ -242,7 +242,7 @@ static inline struct fault *world_answer(struct world *world, int command, const
     return fault;
 }
 
-/* ---------------------------------------------------------------------------------------- bytes */
+/* -------------------------------------------------------------------------------------- bytes */
 
 static inline void stream_clear(struct stream *stream)
 {
@@ -309,7 +309,7 @@ static inline int64_t stream_next(const struct stream *stream, int64_t now)
     return DLOCKI_NEVER;
 }
 
-/* ----------------------------------------------------------------------------- the model's keys */
+/* --------------------------------------------------------------------------- the model's keys */
 
 static inline int64_t model_now(const struct world *world)
 {
@@ -318,7 +318,8 @@ static inline int64_t model_now(const struct world *world)
 
 static inline int64_t model_now_us(const struct world *world)
 {
-    return WORLD_WALL_US + (model_now(world) - WORLD_START) * 1000;
+    int64_t span = model_now(world) - WORLD_START;
+    return WORLD_WALL_US + dlocki_least(span, INT64_C(1000000000000)) * 1000;
 }
 
 static inline struct model_key *model_find(struct world *world, int database, const void *key,
@@ -394,7 +395,7 @@ static inline int world_key_count(struct world *world)
     return count;
 }
 
-/* ---------------------------------------------------------------------------- the model's verbs */
+/* -------------------------------------------------------------------------- the model's verbs */
 
 struct request {
     int count;
@@ -404,7 +405,8 @@ struct request {
 };
 
 /* A whole request stands at the front of `bytes`? What the library sends is never malformed. */
-static inline bool request_parse(const unsigned char *bytes, size_t length, struct request *request)
+static inline bool request_parse(const unsigned char *bytes, size_t length,
+                                 struct request *request)
 {
     const char *text = (const char *)bytes;
     size_t at = 0;
@@ -615,7 +617,7 @@ static inline void model_execute(struct world *world, struct fake_socket *socket
     model_lock_command(world, request, seen, reply, size);
 }
 
-/* ------------------------------------------------------------------------- the model's sockets */
+/* ------------------------------------------------------------------------ the model's sockets */
 
 static inline void socket_hang_up(struct world *world, struct fake_socket *socket, bool reset)
 {
@@ -829,7 +831,7 @@ static inline void server_stops(struct world *world)
     world->stopped = true;
 }
 
-/* ----------------------------------------------------------------------------------- the kernel */
+/* --------------------------------------------------------------------------------- the kernel */
 
 static inline struct world *world_of(void *world)
 {
@@ -1184,7 +1186,7 @@ static const dlocki_kernel fake_kernel = {
     fake_connected, fake_send,   fake_receive, fake_close,   fake_wait,
 };
 
-/* ------------------------------------------------------------------------------- for the tests */
+/* ------------------------------------------------------------------------------ for the tests */
 
 static struct world the_world;
 
@@ -1287,7 +1289,7 @@ static inline void world_push(struct world *world, const char *text)
     }
 }
 
-/* ------------------------------------------------------------------------- several calls at once */
+/* ---------------------------------------------------------------------- several calls at once */
 /* The engine step by step, so that calls overlap without threads: what dlocki_drive does, with the
  * wait cut out. */
 

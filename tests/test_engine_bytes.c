@@ -1,5 +1,5 @@
-/* Whole calls on a scripted server: replies that are cut or too many, connections that end, hang or
- * never come. FAILURES.md, group B. */
+/* Whole calls on a scripted server: replies that are cut or too many, connections that end, hang
+ * or never come. FAILURES.md, group B. */
 #include "tests/scripted.h"
 
 static const dlock_options no_wait = {.expiry_ms = 10000};
@@ -296,23 +296,37 @@ static void b6_pauses_grow_while_connects_fail(void **state)
     world_close_clean(world, factory);
 }
 
+/* struct fake_address: what becomes of one that is connected to. */
+#define REFUSES \
+    { \
+        ECONNREFUSED, 0, 0 \
+    }
+#define SILENT \
+    { \
+        0, 0, DLOCKI_NEVER \
+    }
+#define LATE \
+    { \
+        0, ECONNREFUSED, 40 \
+    }
+#define WELL \
+    { \
+        0, 0, 0 \
+    }
+
 static void b7_the_next_address_is_tried_within_the_same_bound(void **state)
 {
-    static const struct fake_address refuses = {ECONNREFUSED, 0, 0};
-    static const struct fake_address silent = {0, 0, DLOCKI_NEVER};
-    static const struct fake_address late = {0, ECONNREFUSED, 40};
-    static const struct fake_address well = {0, 0, 0};
     static const struct {
         int count;
         struct fake_address addresses[3];
         bool answer;
         int64_t took;
     } cases[] = {
-        {2, {refuses, well, well}, true, 0},        {2, {late, well, well}, true, 40},
-        {2, {silent, well, well}, true, 500},       {3, {silent, silent, well}, true, 666},
-        {3, {refuses, late, well}, true, 40},       {2, {refuses, silent, well}, false, 1000},
-        {3, {silent, silent, silent}, false, 1000}, {2, {refuses, refuses, well}, false, 0},
-        {0, {well, well, well}, false, 0},
+        {2, {REFUSES, WELL, WELL}, true, 0},        {2, {LATE, WELL, WELL}, true, 40},
+        {2, {SILENT, WELL, WELL}, true, 500},       {3, {SILENT, SILENT, WELL}, true, 666},
+        {3, {REFUSES, LATE, WELL}, true, 40},       {2, {REFUSES, SILENT, WELL}, false, 1000},
+        {3, {SILENT, SILENT, SILENT}, false, 1000}, {2, {REFUSES, REFUSES, WELL}, false, 0},
+        {0, {WELL, WELL, WELL}, false, 0},
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

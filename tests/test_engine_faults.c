@@ -1,6 +1,6 @@
 /* Whole calls while the system fails: the n-th allocation, the n-th call of the kernel, once and
- * from then on. What is allocated at all, and what is in memory that is given back. FAILURES.md, T6,
- * T9, N1, N5, A10.
+ * from then on. What is allocated at all, and what is in memory that is given back. FAILURES.md,
+ * T6, T9, N1, N5, A10.
  *
  * malloc is replaced by our own, so that hiredis's allocations are seen, too. The sanitizers have
  * theirs in that place: there only what goes through dlock_config is. */
@@ -163,7 +163,7 @@ static void config_free(void *block, void *user)
 }
 #endif
 
-/* ------------------------------------------------------------------------------------ the story */
+/* ---------------------------------------------------------------------------------- the story */
 
 /* A code that a failing system may lead to. */
 static void may_end_so(bool answer, const dlock_lock *lock)
@@ -325,7 +325,7 @@ static void t6_without_randomness_there_is_no_owner(void **state)
     world_close_clean(world, factory);
 }
 
-/* ------------------------------------------------------------------- what is allocated, and kept */
+/* ---------------------------------------------------------------- what is allocated, and kept */
 
 static void t9_nothing_is_allocated_once_the_connection_stands(void **state)
 {
@@ -406,7 +406,7 @@ static void n1_whatever_a_server_sends_memory_is_bounded(void **state)
     }
 }
 
-/* --------------------------------------------------------------------------------- N5: secrets */
+/* -------------------------------------------------------------------------------- N5: secrets */
 
 static int given_back;
 static int given_back_with_secrets;

@@ -1,6 +1,6 @@
-/* Short random schedules of several factories on one scripted server: lost and late replies, closed
- * connections, a server that stops, restarts, or turns away, processes that pause, calls that are
- * cancelled. Whatever happens:
+/* Short random schedules of several factories on one scripted server: lost and late replies,
+ * closed connections, a server that stops, restarts, or turns away, processes that pause, calls
+ * that are cancelled. Whatever happens:
  *
  *     nobody holds beyond what the server says, so that two never hold one lock; fences grow; a
  *     release is true only if it took our key away; every call ends within its bound; and when all

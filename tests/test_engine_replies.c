@@ -477,13 +477,42 @@ static void an_overdue_connection_gets_no_new_command(void **state)
     dlock_factory *factory = world_open(world, NULL);
     dlock_lock lock = DLOCK_INIT;
     (void)state;
-    world_fault(world, FAULT_DROP_REPLY, DLOCKI_ASK);
+    world_fault(world, FAULT_MUTE, DLOCKI_ASK);
     assert_no(dlock_acquire(factory, &lock, "k", &options), &lock, DLOCK_UNREACHABLE);
     world_sleep(world, 5000);
     works_again(factory, "k");
     assert_int_equal(world_seen(world, DLOCKI_ASK), 2);
     assert_int_equal(world_nth(world, DLOCKI_ASK, 1)->socket, 2);
     assert_int_equal(world_seen(world, DLOCKI_PING), 1);
+    world_close_clean(world, factory);
+}
+
+/* What has not left when its connection is given up must not leave then: its caller asks again
+ * elsewhere, and would not undo it here. */
+static void an_overdue_connection_sends_no_ask_that_had_not_left(void **state)
+{
+    struct world *world = world_begin();
+    dlock_factory *factory = world_open(world, NULL);
+    dlock_lock locks[3];
+    (void)state;
+    memset(locks, 0, sizeof locks);
+    works_again(factory, "other");
+    world_fault(world, FAULT_MUTE, DLOCKI_ASK);
+    assert_true(call_acquire(factory, &locks[0], "a", &no_wait));
+    world_sleep(world, 600);
+    world->send_room = 0;
+    assert_true(call_acquire(factory, &locks[1], "b", &no_wait));
+    world_sleep(world, 500);
+    world->send_room = -1;
+    assert_true(call_acquire(factory, &locks[2], "c", &no_wait));
+    assert_false(call_finish(world, factory, &locks[0]));
+    assert_true(call_finish(world, factory, &locks[1]));
+    assert_true(call_finish(world, factory, &locks[2]));
+    for (int i = 0; i < world->log_count; i++) {
+        assert_true(world->log[i].socket != 1 ||
+                    strcmp(world->log[i].owner, dlock_owner(&locks[1])) != 0);
+    }
+    assert_string_equal(world_holder(world, "a"), "");
     world_close_clean(world, factory);
 }
 
@@ -697,6 +726,7 @@ int main(void)
         cmocka_unit_test(a8_close_is_bounded_while_an_undo_is_due),
         cmocka_unit_test(a_callers_bound_does_not_close_the_connection),
         cmocka_unit_test(an_overdue_connection_gets_no_new_command),
+        cmocka_unit_test(an_overdue_connection_sends_no_ask_that_had_not_left),
         cmocka_unit_test(a_command_behind_an_overdue_one_is_asked_again),
         cmocka_unit_test(a9_attempts_pauses_and_bounds_are_exact),
         cmocka_unit_test(a9_pauses_are_jittered_within_their_bounds),

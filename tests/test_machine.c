@@ -1,5 +1,5 @@
-/* The machine alone: an event goes in, what is to be done comes out. No socket, no clock, no server.
- * Every state meets every event; validity, owners, pauses and bounds are exact. */
+/* The machine alone: an event goes in, what is to be done comes out. No socket, no clock, no
+ * server. Every state meets every event; validity, owners, pauses and bounds are exact. */
 #include "tests/scripted.h"
 
 enum { NOW = 5000, UNDO = DLOCKI_DO_UNDO, SEND = DLOCKI_DO_SEND, FINISH = DLOCKI_DO_FINISH };
@@ -64,7 +64,7 @@ static dlock_lock held_lock(int verb)
     return lock;
 }
 
-/* --------------------------------------------------------------------- every state x every event */
+/* ------------------------------------------------------------------ every state x every event */
 
 enum place {
     STARTED,  /* nothing sent yet                                        */
@@ -451,7 +451,7 @@ static void a_script_is_sent_as_text_once_an_attempt(void **state)
     assert_false(dlocki_lock_command(&lock).whole);
 }
 
-/* ------------------------------------------------------------------------------------ validity */
+/* ----------------------------------------------------------------------------------- validity */
 
 static void validity_is_expiry_less_the_time_since_the_send_less_drift(void **state)
 {
@@ -469,6 +469,7 @@ static void validity_is_expiry_less_the_time_since_the_send_less_drift(void **st
         {199, 0, 199, 196},
         {200, 0, 200, 196},
         {10000, 0, 400, 298},
+        {10000, 100, 400, 198},
         {10000, 0, 102, 0},
         {10000, 0, -1, 9898},
         {10000, 20, 0, 0},
@@ -622,7 +623,7 @@ static void a_failed_release_says_when_it_lapses(void **state)
     assert_non_null(strstr(lock._why.text, " in 0 ms "));
 }
 
-/* ----------------------------------------------------------------------------- pauses and bounds */
+/* -------------------------------------------------------------------------- pauses and bounds */
 
 /* The shortest or longest pause that chance can bring. */
 static int64_t pause_with(const dlock_lock *lock, uint32_t first, uint32_t second, int failures,
@@ -818,7 +819,7 @@ static void fail_open_turns_unreachable_into_a_degraded_lock_and_nothing_else(vo
     }
 }
 
-/* ------------------------------------------------------------------------------------ commands */
+/* ----------------------------------------------------------------------------------- commands */
 
 static void a_plain_set_is_for_one_attempt_without_a_fence_and_without_doubt(void **state)
 {

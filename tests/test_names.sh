@@ -52,8 +52,9 @@ for compiler in "${CC:-cc}" "${CXX:-g++}"; do
         "$($compiler -I. $HIREDIS_CFLAGS -fno-pie -O0 -c -o "$out/all.o" "$out/$file" 2>&1)"
     nm -C "$out/all.o" | sed 's/^[0-9a-f]*  *//' >"$out/symbols"
     sed -n 's/^U //p' "$out/symbols" >"$out/calls"
-    # Weak ones are templates of the C++ library. Local ones that begin with sds are inline functions
-    # of hiredis's header. One with a dot and a number at its end belongs to a single function.
+    # Weak ones are templates of the C++ library. Local ones that begin with sds are inline
+    # functions of hiredis's header. One with a dot and a number at its end belongs to a single
+    # function.
     none "$language: every symbol begins with dlock" \
         "$(grep -vE '^[UVWuvw] |^t sds|^. (dlock_|dlocki_|dlock::)|\.[0-9]+$' "$out/symbols")"
     none "$language: no global variable" "$(grep '^[BbCDdGgSs] ' "$out/symbols")"

@@ -556,8 +556,8 @@ static void resp3_is_no_answer(void **state)
         {IN("*4\r\n:1\r\n(5\r\n:30000\r\n:1795398000123456\r\n")},
         {IN("*?\r\n:1\r\n.\r\n")},
         {IN("$?\r\n;4\r\nHell\r\n;0\r\n")},
+        {IN("_\r\n")},
     };
-    outcome null;
     size_t i;
     (void)state;
     for (i = 0; i < COUNT(cases); i++) {
@@ -566,8 +566,20 @@ static void resp3_is_no_answer(void **state)
             fail_msg("%.*s", (int)cases[i].length, cases[i].bytes);
         }
     }
-    null = read_whole("_\r\n", 3);   /* at most a nil: "somebody holds it", never "it is yours" */
-    assert_true(null.kind == BROKEN || null.reply.type == REDIS_REPLY_NIL);
+}
+
+/* 1 was ours, 2 the ticket went, 4 handed over, 8 could not notify: only these together. */
+static void a_release_answers_what_its_script_can_say(void **state)
+{
+    static const bool possible[16] = {true,  true, true,  true, false, true,  false, true,
+                                      false, true, false, true, false, false, false, false};
+    int flags;
+    (void)state;
+    for (flags = -1; flags <= 16; flags++) {
+        bool fits = flags >= 0 && flags < 16 && possible[flags];
+        assert_int_equal(dlocki_flags_fit(flags, false), fits);
+        assert_int_equal(dlocki_flags_fit(flags, true), flags == 0 || flags == 1);
+    }
 }
 
 static void deep_nesting_ends_at_the_second_level(void **state)
@@ -1332,6 +1344,7 @@ int main(void)
         cmocka_unit_test(a_reader_has_its_buffer_from_the_start),
         cmocka_unit_test(an_ask_takes_what_its_script_says_and_nothing_else),
         cmocka_unit_test(each_command_takes_its_own_reply_only),
+        cmocka_unit_test(a_release_answers_what_its_script_can_say),
         cmocka_unit_test(a_plain_set_tells_no_lease),
         cmocka_unit_test(a_text_with_a_nul_is_not_its_beginning),
         cmocka_unit_test(an_error_is_classified_by_its_first_word),
