@@ -405,8 +405,7 @@ struct request {
 };
 
 /* A whole request stands at the front of `bytes`? What the library sends is never malformed. */
-static inline bool request_parse(const unsigned char *bytes, size_t length,
-                                 struct request *request)
+static inline bool request_parse(const unsigned char *bytes, size_t length, struct request *request)
 {
     const char *text = (const char *)bytes;
     size_t at = 0;
