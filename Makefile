@@ -131,7 +131,7 @@ $(call PROGRAMS,hiredis): | build/matrix/ready
 $(TESTS:%=build/hiredis/tests/%.o) build/hiredis/tests/support.o: | build/matrix/ready
 $(EXAMPLES:%=build/hiredis/examples/%.o): | build/matrix/ready
 
-build/release/bench/%.o: CPPFLAGS += -DBENCH_BUILD='"$(release_FLAGS)"'
+build/release/bench/%.o: OUR_FLAGS += -DBENCH_BUILD='"$(release_FLAGS)"'
 bench: $(BENCHES:%=build/release/%)  ## run the benchmarks
 	@for program in $^; do echo "$$program"; $$program $(BENCH_FLAGS) || exit 1; done
 

@@ -2941,14 +2941,14 @@ static void dlocki_link_fail(dlock_factory *factory, int cause, const dlock_erro
         link->failures++;
     }
     dlocki_link_tell(factory, cause, why);
+    for (i = 0; i < DLOCK_DEBT_MAX && link->barrier; i++) {
+        factory->debts[i].lapses_at = DLOCKI_NEVER;   /* who knows when the server will obey */
+    }
     if (cause == DLOCKI_OVERDUE && link->state == DLOCKI_UP && !link->refused) {
         dlocki_link_farewell(factory);
     }
     for (i = 0; i < DLOCK_DEBT_MAX; i++) {
         factory->debts[i].sent = false;
-        if (link->barrier) {   /* the server may obey later, who knows when */
-            factory->debts[i].lapses_at = DLOCKI_NEVER;
-        }
     }
     if (!link->proven) {
         dlocki_debts_put_off(factory);

@@ -265,6 +265,28 @@ static void a_debt_of_a_stopped_server_does_not_lapse_before_it_was_heard(void *
     world_close_clean(world, factory);
 }
 
+/* From then on its lease runs, whatever the server says to the undo. */
+static void a_debt_lapses_once_the_server_was_heard(void **state)
+{
+    struct world *world = world_begin();
+    dlock_factory *factory = world_open(world, NULL);
+    dlock_lock lock = DLOCK_INIT;
+    (void)state;
+    works_again(factory, "k");
+    world->stopped = true;
+    assert_no(dlock_acquire(factory, &lock, "k", &no_wait), &lock, DLOCK_UNREACHABLE);
+    undo_later(world);
+    server_goes_on(world);
+    assert_yes(dlock_acquire(factory, &lock, "other", &no_wait), &lock);
+    assert_int_equal(factory->debt_count, 1);
+    world_sleep(world, 20000);
+    assert_false(dlock_release(&lock));
+    assert_int_equal(factory->debt_count, 1);
+    assert_memory_equal(factory->debts[0].used ? factory->debts[0].key : factory->debts[1].key,
+                        "other", 5);
+    world_close(world, factory);
+}
+
 static void a_release_called_again_is_owed_once(void **state)
 {
     struct world *world = world_begin();
@@ -317,6 +339,24 @@ static void a_debt_is_not_hammered(void **state)
     world_close_clean(world, factory);
 }
 
+static void pauses_grow_for_debts_too(void **state)
+{
+    struct world *world = world_begin();
+    dlock_factory *factory = world_open(world, NULL);
+    dlock_lock lock = DLOCK_INIT;
+    dlock_options patient = {.wait_ms = 20000, .retry_delay_ms = 5000};
+    (void)state;
+    undo_later(world);
+    owe(world, factory, "k", &no_wait);
+    world->fault_count = 0;
+    server_dies(world);
+    assert_no(dlock_acquire(factory, &lock, "other", &patient), &lock, DLOCK_UNREACHABLE);
+    assert_in_range(world->connects, 5, 40);
+    server_revives(world);
+    world_sleep(world, 2000);
+    world_close_clean(world, factory);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -331,9 +371,11 @@ int main(void)
         cmocka_unit_test(a_debt_lapses_with_its_lease),
         cmocka_unit_test(a_debt_lapses_after_a_reconnect_too),
         cmocka_unit_test(a_debt_of_a_stopped_server_does_not_lapse_before_it_was_heard),
+        cmocka_unit_test(a_debt_lapses_once_the_server_was_heard),
         cmocka_unit_test(a_release_called_again_is_owed_once),
         cmocka_unit_test(a_debt_that_is_refused_is_given_up),
         cmocka_unit_test(a_debt_is_not_hammered),
+        cmocka_unit_test(pauses_grow_for_debts_too),
     };
     watchdog(120);
     return cmocka_run_group_tests(tests, NULL, NULL);

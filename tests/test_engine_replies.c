@@ -516,6 +516,25 @@ static void an_overdue_connection_sends_no_ask_that_had_not_left(void **state)
     world_close_clean(world, factory);
 }
 
+/* Half of an ask was sent, nobody calls until its lease must be over, then the rest leaves with the
+ * farewell: a lease begins that late. It must not, or its undo must follow. */
+static void an_ask_that_was_half_sent_is_not_finished_without_its_undo(void **state)
+{
+    static const dlock_options brief = {.expiry_ms = 200, .wait_ms = 100};
+    struct world *world = world_begin();
+    dlock_factory *factory = world_open(world, NULL);
+    dlock_lock lock = DLOCK_INIT;
+    (void)state;
+    works_again(factory, "k");
+    world->send_room = 60;
+    assert_no(dlock_acquire(factory, &lock, "k", &brief), &lock, DLOCK_UNREACHABLE);
+    world->send_room = -1;
+    world_sleep(world, 5000);
+    works_again(factory, "other");
+    assert_string_equal(world_holder(world, "k"), "");
+    world_close_clean(world, factory);
+}
+
 /* Only the oldest command was too slow; the others ask again, same owner, no attempt used. */
 static void a_command_behind_an_overdue_one_is_asked_again(void **state)
 {
@@ -727,6 +746,7 @@ int main(void)
         cmocka_unit_test(a_callers_bound_does_not_close_the_connection),
         cmocka_unit_test(an_overdue_connection_gets_no_new_command),
         cmocka_unit_test(an_overdue_connection_sends_no_ask_that_had_not_left),
+        cmocka_unit_test(an_ask_that_was_half_sent_is_not_finished_without_its_undo),
         cmocka_unit_test(a_command_behind_an_overdue_one_is_asked_again),
         cmocka_unit_test(a9_attempts_pauses_and_bounds_are_exact),
         cmocka_unit_test(a9_pauses_are_jittered_within_their_bounds),
