@@ -505,7 +505,7 @@ static inline void request_look(const struct request *request, struct seen *seen
     }
 }
 
-/* acquire: the answers of PROTOCOL.md section 2, for a lock without a queue. */
+/* acquire: the script's answers, for a lock without a queue. */
 static inline void model_ask(struct world *world, const struct request *request, struct seen *seen,
                              char *reply, size_t size)
 {

@@ -1,5 +1,5 @@
 /* Whole calls on a scripted server: replies that are cut or too many, connections that end, hang
- * or never come. FAILURES.md, group B. */
+ * or never come. */
 #include "tests/scripted.h"
 
 static const dlock_options no_wait = {.expiry_ms = 10000};
@@ -17,7 +17,7 @@ static void one_round(struct world *world, dlock_factory *factory, int kind)
     world_delete(world, "k");
 }
 
-static void b1_a_reply_may_be_cut_at_every_byte(void **state)
+static void a_reply_may_be_cut_at_every_byte(void **state)
 {
     static const int kinds[] = {DLOCKI_AUTH, DLOCKI_SELECT,    DLOCKI_SETNAME, DLOCKI_ASK,
                                 DLOCKI_SET,  DLOCKI_GIVE_BACK, DLOCKI_EXTEND};
@@ -44,7 +44,7 @@ static void b1_a_reply_may_be_cut_at_every_byte(void **state)
     }
 }
 
-static void b1_send_may_take_one_byte_at_a_time(void **state)
+static void send_may_take_one_byte_at_a_time(void **state)
 {
     static const dlock_config config = {.client_name = "me", .password = "secret"};
     struct world *world = world_begin();
@@ -62,7 +62,7 @@ static void b1_send_may_take_one_byte_at_a_time(void **state)
     world_close_clean(world, factory);
 }
 
-static void b1_a_peer_that_never_reads_is_unreachable_in_time(void **state)
+static void a_peer_that_never_reads_is_unreachable_in_time(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -76,7 +76,7 @@ static void b1_a_peer_that_never_reads_is_unreachable_in_time(void **state)
     world_close_clean(world, factory);
 }
 
-static void b1_a_dripping_server_cannot_stretch_the_bound(void **state)
+static void a_dripping_server_cannot_stretch_the_bound(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -89,7 +89,7 @@ static void b1_a_dripping_server_cannot_stretch_the_bound(void **state)
     world_close_clean(world, factory);
 }
 
-static void b2_a_reply_to_a_command_given_up_is_never_read(void **state)
+static void a_reply_to_a_command_given_up_is_never_read(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -104,7 +104,7 @@ static void b2_a_reply_to_a_command_given_up_is_never_read(void **state)
     world_close_clean(world, factory);
 }
 
-static void b3_a_reply_too_many_is_protocol(void **state)
+static void a_reply_too_many_is_protocol(void **state)
 {
     static const char *const texts[] = {
         "+OK\r\n", ":1\r\n", "*4\r\n:1\r\n:5\r\n:7\r\n:9\r\n", "$3\r\nabc\r\n", "-ERR what\r\n",
@@ -128,7 +128,7 @@ static void b3_a_reply_too_many_is_protocol(void **state)
     }
 }
 
-static void b3_a_reply_too_few_is_protocol_or_unreachable_and_undone(void **state)
+static void a_reply_too_few_is_protocol_or_unreachable_and_undone(void **state)
 {
     static const int kinds[] = {DLOCKI_AUTH, DLOCKI_SELECT, DLOCKI_SETNAME};
     static const dlock_config config = {.client_name = "me", .password = "secret"};
@@ -149,7 +149,7 @@ static void b3_a_reply_too_few_is_protocol_or_unreachable_and_undone(void **stat
     }
 }
 
-static void b4_a_silent_server_is_unreachable_exactly_in_time(void **state)
+static void a_silent_server_is_unreachable_exactly_in_time(void **state)
 {
     static const int32_t timeouts[] = {1, 10, 200, 0, 5000};
     (void)state;
@@ -169,7 +169,7 @@ static void b4_a_silent_server_is_unreachable_exactly_in_time(void **state)
 }
 
 /* Unknown shows in what "later" to the second ask leads to: an undo, or none. */
-static void b5_an_end_is_unknown_only_if_a_byte_of_the_command_left(void **state)
+static void an_end_is_unknown_only_if_a_byte_of_the_command_left(void **state)
 {
     static const dlock_config config = {.client_name = "me", .password = "secret"};
     (void)state;
@@ -217,7 +217,7 @@ static void a_plain_set_is_only_sent_where_a_script_was_seen_to_work(void **stat
     world_close_clean(world, factory);
 }
 
-static void b5_an_end_in_the_middle_of_a_reply_is_asked_again(void **state)
+static void an_end_in_the_middle_of_a_reply_is_asked_again(void **state)
 {
     (void)state;
     for (size_t cut = 0; cut < 18; cut++) {
@@ -235,7 +235,7 @@ static void b5_an_end_in_the_middle_of_a_reply_is_asked_again(void **state)
     }
 }
 
-static void b6_a_server_that_cannot_be_connected_to_is_unreachable(void **state)
+static void a_server_that_cannot_be_connected_to_is_unreachable(void **state)
 {
     static const struct {
         struct fake_address address;
@@ -266,7 +266,7 @@ static void b6_a_server_that_cannot_be_connected_to_is_unreachable(void **state)
     }
 }
 
-static void b6_pauses_grow_while_connects_fail(void **state)
+static void pauses_grow_while_connects_fail(void **state)
 {
     static const dlock_options options = {.retry_count = 30};
     struct world *world = world_begin();
@@ -314,7 +314,7 @@ static void b6_pauses_grow_while_connects_fail(void **state)
         0, 0, 0 \
     }
 
-static void b7_the_next_address_is_tried_within_the_same_bound(void **state)
+static void the_next_address_is_tried_within_the_same_bound(void **state)
 {
     static const struct {
         int count;
@@ -342,7 +342,7 @@ static void b7_the_next_address_is_tried_within_the_same_bound(void **state)
     }
 }
 
-static void b8_without_a_descriptor_it_is_unreachable_and_does_not_spin(void **state)
+static void without_a_descriptor_it_is_unreachable_and_does_not_spin(void **state)
 {
     static const dlock_options options = {.retry_count = 3, .retry_delay_ms = 100};
     struct world *world = world_begin();
@@ -359,7 +359,7 @@ static void b8_without_a_descriptor_it_is_unreachable_and_does_not_spin(void **s
     world_close_clean(world, factory);
 }
 
-static void b10_a_restart_between_two_calls_costs_no_attempt(void **state)
+static void a_restart_between_two_calls_costs_no_attempt(void **state)
 {
     (void)state;
     for (int64_t quiet = 0; quiet < 40; quiet += 5) {
@@ -446,22 +446,22 @@ static void a_reset_while_nothing_is_under_way_is_no_failure(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(b1_a_reply_may_be_cut_at_every_byte),
-        cmocka_unit_test(b1_send_may_take_one_byte_at_a_time),
-        cmocka_unit_test(b1_a_peer_that_never_reads_is_unreachable_in_time),
-        cmocka_unit_test(b1_a_dripping_server_cannot_stretch_the_bound),
-        cmocka_unit_test(b2_a_reply_to_a_command_given_up_is_never_read),
-        cmocka_unit_test(b3_a_reply_too_many_is_protocol),
-        cmocka_unit_test(b3_a_reply_too_few_is_protocol_or_unreachable_and_undone),
-        cmocka_unit_test(b4_a_silent_server_is_unreachable_exactly_in_time),
-        cmocka_unit_test(b5_an_end_is_unknown_only_if_a_byte_of_the_command_left),
+        cmocka_unit_test(a_reply_may_be_cut_at_every_byte),
+        cmocka_unit_test(send_may_take_one_byte_at_a_time),
+        cmocka_unit_test(a_peer_that_never_reads_is_unreachable_in_time),
+        cmocka_unit_test(a_dripping_server_cannot_stretch_the_bound),
+        cmocka_unit_test(a_reply_to_a_command_given_up_is_never_read),
+        cmocka_unit_test(a_reply_too_many_is_protocol),
+        cmocka_unit_test(a_reply_too_few_is_protocol_or_unreachable_and_undone),
+        cmocka_unit_test(a_silent_server_is_unreachable_exactly_in_time),
+        cmocka_unit_test(an_end_is_unknown_only_if_a_byte_of_the_command_left),
         cmocka_unit_test(a_plain_set_is_only_sent_where_a_script_was_seen_to_work),
-        cmocka_unit_test(b5_an_end_in_the_middle_of_a_reply_is_asked_again),
-        cmocka_unit_test(b6_a_server_that_cannot_be_connected_to_is_unreachable),
-        cmocka_unit_test(b6_pauses_grow_while_connects_fail),
-        cmocka_unit_test(b7_the_next_address_is_tried_within_the_same_bound),
-        cmocka_unit_test(b8_without_a_descriptor_it_is_unreachable_and_does_not_spin),
-        cmocka_unit_test(b10_a_restart_between_two_calls_costs_no_attempt),
+        cmocka_unit_test(an_end_in_the_middle_of_a_reply_is_asked_again),
+        cmocka_unit_test(a_server_that_cannot_be_connected_to_is_unreachable),
+        cmocka_unit_test(pauses_grow_while_connects_fail),
+        cmocka_unit_test(the_next_address_is_tried_within_the_same_bound),
+        cmocka_unit_test(without_a_descriptor_it_is_unreachable_and_does_not_spin),
+        cmocka_unit_test(a_restart_between_two_calls_costs_no_attempt),
         cmocka_unit_test(unasked_bytes_of_a_quiet_connection_replace_it),
         cmocka_unit_test(a_busy_connection_is_not_read_before_it_is_written_to),
         cmocka_unit_test(a_reset_while_nothing_is_under_way_is_no_failure),

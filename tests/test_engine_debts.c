@@ -1,5 +1,4 @@
-/* What is owed to a server: undos that travel ahead, wait, lapse, and fill a table of two.
- * DESIGN.md section 7. */
+/* What is owed to a server: undos that travel ahead, wait, lapse, and fill a table of two. */
 #define DLOCK_DEBT_MAX 2
 #include "tests/scripted.h"
 

@@ -1,6 +1,5 @@
 /* Whole calls while the system fails: the n-th allocation, the n-th call of the kernel, once and
- * from then on. What is allocated at all, and what is in memory that is given back. FAILURES.md,
- * T6, T9, N1, N5, A10.
+ * from then on. What is allocated at all, and what is in memory that is given back.
  *
  * malloc is replaced by our own, so that hiredis's allocations are seen, too. The sanitizers have
  * theirs in that place: there only what goes through dlock_config is. */
@@ -226,7 +225,7 @@ static bool live_a_little(struct world *world, int64_t *took)
     return true;
 }
 
-static void t6_the_nth_kernel_call_fails(void **state)
+static void the_nth_kernel_call_fails(void **state)
 {
     (void)state;
     for (int on = 0; on < 2; on++) {
@@ -256,7 +255,7 @@ static void t6_the_nth_kernel_call_fails(void **state)
     }
 }
 
-static void t6_the_nth_allocation_fails(void **state)
+static void the_nth_allocation_fails(void **state)
 {
     (void)state;
     for (int on = 0; on < 2; on++) {
@@ -287,7 +286,7 @@ static void t6_the_nth_allocation_fails(void **state)
 }
 
 /* A connection for which no memory is left is said to be that. */
-static void t6_out_of_memory_is_called_so(void **state)
+static void out_of_memory_is_called_so(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -306,7 +305,7 @@ static void t6_out_of_memory_is_called_so(void **state)
     world_close_clean(world, factory);
 }
 
-static void t6_without_randomness_there_is_no_owner(void **state)
+static void without_randomness_there_is_no_owner(void **state)
 {
     static const dlock_options options = {.wait_ms = 5000};
     struct world *world = world_begin();
@@ -327,7 +326,7 @@ static void t6_without_randomness_there_is_no_owner(void **state)
 
 /* ---------------------------------------------------------------- what is allocated, and kept */
 
-static void t9_nothing_is_allocated_once_the_connection_stands(void **state)
+static void nothing_is_allocated_once_the_connection_stands(void **state)
 {
     static const dlock_options some = {.expiry_ms = 10000, .retry_count = 3};
     static const dlock_options plain = {.no_fence = true};
@@ -355,7 +354,7 @@ static void t9_nothing_is_allocated_once_the_connection_stands(void **state)
     world_close_clean(world, factory);
 }
 
-static void a10_an_hour_of_trying_and_many_reconnects_do_not_grow(void **state)
+static void an_hour_of_trying_and_many_reconnects_do_not_grow(void **state)
 {
     static const dlock_options patient = {.wait_ms = 3600000, .retry_delay_ms = 100};
     struct world *world = world_begin();
@@ -387,7 +386,7 @@ static void a10_an_hour_of_trying_and_many_reconnects_do_not_grow(void **state)
     assert_int_equal(watch_end(), 0);
 }
 
-static void n1_whatever_a_server_sends_memory_is_bounded(void **state)
+static void whatever_a_server_sends_memory_is_bounded(void **state)
 {
     static const char *const texts[] = {
         "$2147483000\r\nxxxx", "+aaaaaaaaaaaaaa", "a", "-b", "*8\r\n", ":1\r\n", "$9\r\n"};
@@ -406,7 +405,7 @@ static void n1_whatever_a_server_sends_memory_is_bounded(void **state)
     }
 }
 
-/* -------------------------------------------------------------------------------- N5: secrets */
+/* ------------------------------------------------------------------------------------ secrets */
 
 static int given_back;
 static int given_back_with_secrets;
@@ -424,7 +423,7 @@ static void searching_free(void *block, void *user)
     free(block);
 }
 
-static void n5_memory_given_back_holds_no_secret(void **state)
+static void memory_given_back_holds_no_secret(void **state)
 {
     static const char *const ends[] = {"released", "held", "owed", "unanswered", "refused"};
     static size_t size = sizeof(dlock_factory);
@@ -466,7 +465,7 @@ static void n5_memory_given_back_holds_no_secret(void **state)
 }
 
 /* What a server quotes passes through hiredis's buffer: that is wiped, too. */
-static void n4_a_quoted_secret_is_wiped_with_the_buffer(void **state)
+static void a_quoted_secret_is_wiped_with_the_buffer(void **state)
 {
     static const dlock_config config = {.password = secret};
     struct world *world = world_begin();
@@ -488,15 +487,15 @@ static void n4_a_quoted_secret_is_wiped_with_the_buffer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(t6_the_nth_kernel_call_fails),
-        cmocka_unit_test(t6_the_nth_allocation_fails),
-        cmocka_unit_test(t6_out_of_memory_is_called_so),
-        cmocka_unit_test(t6_without_randomness_there_is_no_owner),
-        cmocka_unit_test(t9_nothing_is_allocated_once_the_connection_stands),
-        cmocka_unit_test(a10_an_hour_of_trying_and_many_reconnects_do_not_grow),
-        cmocka_unit_test(n1_whatever_a_server_sends_memory_is_bounded),
-        cmocka_unit_test(n5_memory_given_back_holds_no_secret),
-        cmocka_unit_test(n4_a_quoted_secret_is_wiped_with_the_buffer),
+        cmocka_unit_test(the_nth_kernel_call_fails),
+        cmocka_unit_test(the_nth_allocation_fails),
+        cmocka_unit_test(out_of_memory_is_called_so),
+        cmocka_unit_test(without_randomness_there_is_no_owner),
+        cmocka_unit_test(nothing_is_allocated_once_the_connection_stands),
+        cmocka_unit_test(an_hour_of_trying_and_many_reconnects_do_not_grow),
+        cmocka_unit_test(whatever_a_server_sends_memory_is_bounded),
+        cmocka_unit_test(memory_given_back_holds_no_secret),
+        cmocka_unit_test(a_quoted_secret_is_wiped_with_the_buffer),
     };
     watchdog(120);
     return cmocka_run_group_tests(tests, NULL, NULL);

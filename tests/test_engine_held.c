@@ -1,5 +1,5 @@
 /* Whole calls on a scripted server: a lock that is held, extended, released, lost, forgotten;
- * time. FAILURES.md, groups D and E, P5, T1, T7. */
+ * time. */
 #include "tests/scripted.h"
 
 static const dlock_options no_wait = {.expiry_ms = 10000};
@@ -22,9 +22,9 @@ static int64_t promised_lapse(const dlock_lock *lock)
     return span;
 }
 
-/* ------------------------------------------------------------------------------------ D: time */
+/* --------------------------------------------------------------------------------------- time */
 
-static void d1_a_process_that_slept_finds_out_without_asking(void **state)
+static void a_process_that_slept_finds_out_without_asking(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -47,7 +47,7 @@ static void d1_a_process_that_slept_finds_out_without_asking(void **state)
     world_close_clean(world, factory);
 }
 
-static void d1_a_clock_that_says_never_ends_every_lease(void **state)
+static void a_clock_that_says_never_ends_every_lease(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -61,7 +61,7 @@ static void d1_a_clock_that_says_never_ends_every_lease(void **state)
     world_close_clean(world, factory);
 }
 
-static void d4_a_server_clock_set_forward_is_lost_at_the_next_contact(void **state)
+static void a_server_clock_set_forward_is_lost_at_the_next_contact(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -78,7 +78,7 @@ static void d4_a_server_clock_set_forward_is_lost_at_the_next_contact(void **sta
     world_close_clean(world, factory);
 }
 
-static void d6_an_expiry_that_promises_nothing_is_an_argument_and_sends_nothing(void **state)
+static void an_expiry_that_promises_nothing_is_an_argument_and_sends_nothing(void **state)
 {
     static const int64_t expiries[] = {-1, INT64_MIN, 1, 2, DLOCK_EXPIRY_MAX_MS + 1, INT64_MAX};
     struct world *world = world_begin();
@@ -101,7 +101,7 @@ static void d6_an_expiry_that_promises_nothing_is_an_argument_and_sends_nothing(
     world_close_clean(world, factory);
 }
 
-static void p5_extreme_numbers_saturate_and_a_late_clock_is_no_matter(void **state)
+static void extreme_numbers_saturate_and_a_late_clock_is_no_matter(void **state)
 {
     static const dlock_options extreme = {.expiry_ms = DLOCK_EXPIRY_MAX_MS,
                                           .retry_count = INT32_MAX,
@@ -133,9 +133,9 @@ static void p5_extreme_numbers_saturate_and_a_late_clock_is_no_matter(void **sta
     world_close_clean(world, factory);
 }
 
-/* ------------------------------------------------------------------------- E: release, extend */
+/* ---------------------------------------------------------------------------- release, extend */
 
-static void e1_a_second_release_is_lost_without_a_byte(void **state)
+static void a_second_release_is_lost_without_a_byte(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -151,7 +151,7 @@ static void e1_a_second_release_is_lost_without_a_byte(void **state)
     world_close_clean(world, factory);
 }
 
-static void e2_what_somebody_else_holds_by_now_is_not_touched(void **state)
+static void what_somebody_else_holds_by_now_is_not_touched(void **state)
 {
     static const int64_t lease = 10000;
     (void)state;
@@ -178,7 +178,7 @@ static void e2_what_somebody_else_holds_by_now_is_not_touched(void **state)
     }
 }
 
-static void e3_a_failed_release_is_unreachable_and_may_be_called_again(void **state)
+static void a_failed_release_is_unreachable_and_may_be_called_again(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -202,7 +202,7 @@ static void e3_a_failed_release_is_unreachable_and_may_be_called_again(void **st
     world_close_clean(world, factory);
 }
 
-static void e3_a_failed_release_is_undone_by_a_later_call_or_close(void **state)
+static void a_failed_release_is_undone_by_a_later_call_or_close(void **state)
 {
     (void)state;
     for (int by_close = 0; by_close < 2; by_close++) {
@@ -222,7 +222,7 @@ static void e3_a_failed_release_is_undone_by_a_later_call_or_close(void **state)
 }
 
 /* A release that was obeyed, its reply lost, the second one told "not yours". */
-static void e4_rule_12_a_lost_release_is_true_only_while_it_must_have_been_ours(void **state)
+static void rule_12_a_lost_release_is_true_only_while_it_must_have_been_ours(void **state)
 {
     static const struct {
         int64_t before; /* asked so long after the grant */
@@ -251,7 +251,7 @@ static void e4_rule_12_a_lost_release_is_true_only_while_it_must_have_been_ours(
     }
 }
 
-static void e4_theirs_is_not_touched_by_the_second_release(void **state)
+static void theirs_is_not_touched_by_the_second_release(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -350,7 +350,7 @@ static void e_a_lost_extend_is_part_of_when_the_lock_lapses(void **state)
     world_close_clean(world, factory);
 }
 
-static void e6_verbs_on_the_wrong_handle_are_arguments_without_a_byte(void **state)
+static void verbs_on_the_wrong_handle_are_arguments_without_a_byte(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -383,7 +383,7 @@ static void e6_verbs_on_the_wrong_handle_are_arguments_without_a_byte(void **sta
     world_close_clean(world, factory);
 }
 
-static void e6_forget_sends_nothing_and_frees_the_handle(void **state)
+static void forget_sends_nothing_and_frees_the_handle(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -404,7 +404,7 @@ static void e6_forget_sends_nothing_and_frees_the_handle(void **state)
     world_close_clean(world, factory);
 }
 
-static void e12_fail_open_is_true_when_nobody_could_tell_and_only_then(void **state)
+static void fail_open_is_true_when_nobody_could_tell_and_only_then(void **state)
 {
     static const dlock_options open = {.expiry_ms = 10000, .fail_open = true, .retry_count = 1};
     struct world *world = world_begin();
@@ -439,7 +439,7 @@ static void e12_fail_open_is_true_when_nobody_could_tell_and_only_then(void **st
 }
 
 /* A degraded lock whose ask may have been obeyed all the same: that is undone. */
-static void e12_a_degraded_lock_leaves_no_orphan(void **state)
+static void a_degraded_lock_leaves_no_orphan(void **state)
 {
     static const dlock_options open = {.expiry_ms = 60000, .fail_open = true};
     struct world *world = world_begin();
@@ -453,7 +453,7 @@ static void e12_a_degraded_lock_leaves_no_orphan(void **state)
     assert_false(dlock_is_acquired(&lock));
 }
 
-static void t7_close_gives_back_what_is_held_and_marks_it_unused(void **state)
+static void close_gives_back_what_is_held_and_marks_it_unused(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -473,9 +473,9 @@ static void t7_close_gives_back_what_is_held_and_marks_it_unused(void **state)
     }
 }
 
-/* ----------------------------------------------------------------------------------- T1: fork */
+/* --------------------------------------------------------------------------------------- fork */
 
-static void t1_another_process_may_only_close_and_sends_nothing(void **state)
+static void another_process_may_only_close_and_sends_nothing(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -503,27 +503,27 @@ static void t1_another_process_may_only_close_and_sends_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(d1_a_process_that_slept_finds_out_without_asking),
-        cmocka_unit_test(d1_a_clock_that_says_never_ends_every_lease),
-        cmocka_unit_test(d4_a_server_clock_set_forward_is_lost_at_the_next_contact),
-        cmocka_unit_test(d6_an_expiry_that_promises_nothing_is_an_argument_and_sends_nothing),
-        cmocka_unit_test(p5_extreme_numbers_saturate_and_a_late_clock_is_no_matter),
-        cmocka_unit_test(e1_a_second_release_is_lost_without_a_byte),
-        cmocka_unit_test(e2_what_somebody_else_holds_by_now_is_not_touched),
-        cmocka_unit_test(e3_a_failed_release_is_unreachable_and_may_be_called_again),
-        cmocka_unit_test(e3_a_failed_release_is_undone_by_a_later_call_or_close),
-        cmocka_unit_test(e4_rule_12_a_lost_release_is_true_only_while_it_must_have_been_ours),
-        cmocka_unit_test(e4_theirs_is_not_touched_by_the_second_release),
+        cmocka_unit_test(a_process_that_slept_finds_out_without_asking),
+        cmocka_unit_test(a_clock_that_says_never_ends_every_lease),
+        cmocka_unit_test(a_server_clock_set_forward_is_lost_at_the_next_contact),
+        cmocka_unit_test(an_expiry_that_promises_nothing_is_an_argument_and_sends_nothing),
+        cmocka_unit_test(extreme_numbers_saturate_and_a_late_clock_is_no_matter),
+        cmocka_unit_test(a_second_release_is_lost_without_a_byte),
+        cmocka_unit_test(what_somebody_else_holds_by_now_is_not_touched),
+        cmocka_unit_test(a_failed_release_is_unreachable_and_may_be_called_again),
+        cmocka_unit_test(a_failed_release_is_undone_by_a_later_call_or_close),
+        cmocka_unit_test(rule_12_a_lost_release_is_true_only_while_it_must_have_been_ours),
+        cmocka_unit_test(theirs_is_not_touched_by_the_second_release),
         cmocka_unit_test(e_an_extend_is_sent_again_once_and_no_more),
         cmocka_unit_test(e_extend_never_shortens_and_zero_means_as_acquired),
         cmocka_unit_test(e_an_extend_is_dated_before_its_own_send),
         cmocka_unit_test(e_a_lost_extend_is_part_of_when_the_lock_lapses),
-        cmocka_unit_test(e6_verbs_on_the_wrong_handle_are_arguments_without_a_byte),
-        cmocka_unit_test(e6_forget_sends_nothing_and_frees_the_handle),
-        cmocka_unit_test(e12_fail_open_is_true_when_nobody_could_tell_and_only_then),
-        cmocka_unit_test(e12_a_degraded_lock_leaves_no_orphan),
-        cmocka_unit_test(t7_close_gives_back_what_is_held_and_marks_it_unused),
-        cmocka_unit_test(t1_another_process_may_only_close_and_sends_nothing),
+        cmocka_unit_test(verbs_on_the_wrong_handle_are_arguments_without_a_byte),
+        cmocka_unit_test(forget_sends_nothing_and_frees_the_handle),
+        cmocka_unit_test(fail_open_is_true_when_nobody_could_tell_and_only_then),
+        cmocka_unit_test(a_degraded_lock_leaves_no_orphan),
+        cmocka_unit_test(close_gives_back_what_is_held_and_marks_it_unused),
+        cmocka_unit_test(another_process_may_only_close_and_sends_nothing),
     };
     watchdog(120);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
 /* Whole calls on a scripted server: replies that are lost or late, what is undone then, and when a
- * call ends. FAILURES.md, group A. */
+ * call ends. */
 #include "tests/scripted.h"
 
 static const dlock_options no_wait = {.expiry_ms = 10000};
@@ -10,7 +10,7 @@ static int64_t full(int64_t expiry_ms)
     return expiry_ms - expiry_ms / 100 - 2;
 }
 
-static void a1_a_silent_server_is_unreachable_and_undone_behind_the_command(void **state)
+static void a_silent_server_is_unreachable_and_undone_behind_the_command(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -29,7 +29,7 @@ static void a1_a_silent_server_is_unreachable_and_undone_behind_the_command(void
     world_close_clean(world, factory);
 }
 
-static void a1_two_lost_replies_are_unreachable_and_undone_in_the_next_call(void **state)
+static void two_lost_replies_are_unreachable_and_undone_in_the_next_call(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -47,7 +47,7 @@ static void a1_two_lost_replies_are_unreachable_and_undone_in_the_next_call(void
     world_close_clean(world, factory);
 }
 
-static void a1_a_lost_reply_is_undone_by_close(void **state)
+static void a_lost_reply_is_undone_by_close(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -59,7 +59,7 @@ static void a1_a_lost_reply_is_undone_by_close(void **state)
     world_close_clean(world, factory);
 }
 
-static void a1_no_fence_too_is_undone(void **state)
+static void no_fence_too_is_undone(void **state)
 {
     static const dlock_options plain = {.expiry_ms = 10000, .no_fence = true};
     struct world *world = world_begin();
@@ -73,7 +73,7 @@ static void a1_no_fence_too_is_undone(void **state)
     world_close_clean(world, factory);
 }
 
-static void a2_a_lost_reply_is_asked_again_by_the_same_owner(void **state)
+static void a_lost_reply_is_asked_again_by_the_same_owner(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -97,7 +97,7 @@ static void a2_a_lost_reply_is_asked_again_by_the_same_owner(void **state)
     world_close_clean(world, factory);
 }
 
-static void a2_a_request_that_was_not_executed_is_dated_by_what_the_server_says(void **state)
+static void a_request_that_was_not_executed_is_dated_by_what_the_server_says(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -111,7 +111,7 @@ static void a2_a_request_that_was_not_executed_is_dated_by_what_the_server_says(
     world_close_clean(world, factory);
 }
 
-static void a2_after_a_cut_a_plain_set_becomes_a_question_that_can_tell(void **state)
+static void after_a_cut_a_plain_set_becomes_a_question_that_can_tell(void **state)
 {
     static const dlock_options plain = {.expiry_ms = 10000, .no_fence = true};
     struct world *world = world_begin();
@@ -128,7 +128,7 @@ static void a2_after_a_cut_a_plain_set_becomes_a_question_that_can_tell(void **s
     world_close_clean(world, factory);
 }
 
-static void a2_the_next_attempt_draws_a_new_owner(void **state)
+static void the_next_attempt_draws_a_new_owner(void **state)
 {
     static const dlock_options twice = {.expiry_ms = 10000, .retry_count = 1};
     struct world *world = world_begin();
@@ -147,7 +147,7 @@ static void a2_the_next_attempt_draws_a_new_owner(void **state)
 }
 
 /* Held by somebody else by the time of the second ask: an honest BUSY, and nothing to undo. */
-static void a2_asked_again_and_held_by_another_is_busy(void **state)
+static void asked_again_and_held_by_another_is_busy(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -187,7 +187,7 @@ static void stopped_server(bool undo_fits, int64_t stopped_for)
     world_close_clean(world, factory);
 }
 
-static void a5_a_stopped_server_leaves_no_orphan(void **state)
+static void a_stopped_server_leaves_no_orphan(void **state)
 {
     (void)state;
     for (int64_t span = 2300; span < 5000; span += 300) {
@@ -197,7 +197,7 @@ static void a5_a_stopped_server_leaves_no_orphan(void **state)
 }
 
 /* The control: what the model does to an undo that comes without the barrier. */
-static void a4_control_without_a_barrier_an_orphan_stays(void **state)
+static void control_without_a_barrier_an_orphan_stays(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -218,7 +218,7 @@ static void a4_control_without_a_barrier_an_orphan_stays(void **state)
     world_close(world, factory);
 }
 
-static void a6_a_grant_is_dated_before_its_send_to_the_millisecond(void **state)
+static void a_grant_is_dated_before_its_send_to_the_millisecond(void **state)
 {
     static const struct {
         int64_t expiry_ms;
@@ -252,7 +252,7 @@ static void a6_a_grant_is_dated_before_its_send_to_the_millisecond(void **state)
     }
 }
 
-static void a6_a_late_grant_is_undone_and_the_next_try_has_its_own_owner(void **state)
+static void a_late_grant_is_undone_and_the_next_try_has_its_own_owner(void **state)
 {
     static const dlock_options twice = {.expiry_ms = 100, .retry_count = 1};
     struct world *world = world_begin();
@@ -270,7 +270,7 @@ static void a6_a_late_grant_is_undone_and_the_next_try_has_its_own_owner(void **
 
 /* A round trip longer than the lease: an answer after its end says nothing, so nobody waits for
  * it, whatever command_timeout_ms says. */
-static void a6_no_answer_is_awaited_past_the_expiry(void **state)
+static void no_answer_is_awaited_past_the_expiry(void **state)
 {
     static const dlock_config patient = {.command_timeout_ms = 60000};
     static const dlock_options options = {.expiry_ms = 100};
@@ -331,7 +331,7 @@ static bool cancelled_at(int n, enum fault_kind kind, int command, bool held)
     return world->waits >= n && cancelled;
 }
 
-static void a7_cancel_at_any_step_leaves_nothing(void **state)
+static void cancel_at_any_step_leaves_nothing(void **state)
 {
     static const struct {
         enum fault_kind kind;
@@ -359,7 +359,7 @@ static void a7_cancel_at_any_step_leaves_nothing(void **state)
     }
 }
 
-static void a7_cancel_is_answered_at_once_and_the_connection_stays(void **state)
+static void cancel_is_answered_at_once_and_the_connection_stays(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -379,7 +379,7 @@ static void a7_cancel_is_answered_at_once_and_the_connection_stays(void **state)
     world_close_clean(world, factory);
 }
 
-static void a7_cancel_with_nothing_pending_is_not_remembered(void **state)
+static void cancel_with_nothing_pending_is_not_remembered(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -397,7 +397,7 @@ static void a7_cancel_with_nothing_pending_is_not_remembered(void **state)
 }
 
 /* Release and extend are bounded anyway. */
-static void a7_cancel_does_not_end_a_release(void **state)
+static void cancel_does_not_end_a_release(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -415,7 +415,7 @@ static void a7_cancel_does_not_end_a_release(void **state)
     world_close_clean(world, factory);
 }
 
-static void a8_wait_ms_ends_on_time_and_the_undo_goes_on(void **state)
+static void wait_ms_ends_on_time_and_the_undo_goes_on(void **state)
 {
     static const dlock_options options = {.expiry_ms = 60000, .wait_ms = 300};
     struct world *world = world_begin();
@@ -433,7 +433,7 @@ static void a8_wait_ms_ends_on_time_and_the_undo_goes_on(void **state)
     world_close_clean(world, factory);
 }
 
-static void a8_close_is_bounded_while_an_undo_is_due(void **state)
+static void close_is_bounded_while_an_undo_is_due(void **state)
 {
     static const dlock_options options = {.expiry_ms = 60000, .wait_ms = 300};
     struct world *world = world_begin();
@@ -562,7 +562,7 @@ static void a_command_behind_an_overdue_one_is_asked_again(void **state)
     world_close_clean(world, factory);
 }
 
-static void a9_attempts_pauses_and_bounds_are_exact(void **state)
+static void attempts_pauses_and_bounds_are_exact(void **state)
 {
     static const struct {
         int32_t count, delay, jitter;
@@ -626,7 +626,7 @@ static void pauses_are(const struct world *world, int count, int64_t least, int6
     }
 }
 
-static void a9_pauses_are_jittered_within_their_bounds(void **state)
+static void pauses_are_jittered_within_their_bounds(void **state)
 {
     static const struct {
         int32_t delay, jitter;
@@ -649,7 +649,7 @@ static void a9_pauses_are_jittered_within_their_bounds(void **state)
     }
 }
 
-static void a9_nobody_sleeps_past_the_end_of_the_holders_lease(void **state)
+static void nobody_sleeps_past_the_end_of_the_holders_lease(void **state)
 {
     (void)state;
     for (int64_t lease = 1; lease < 3000; lease = lease * 2 + 7) {
@@ -664,7 +664,7 @@ static void a9_nobody_sleeps_past_the_end_of_the_holders_lease(void **state)
     }
 }
 
-static void a9_a_lease_without_end_bounds_no_pause(void **state)
+static void a_lease_without_end_bounds_no_pause(void **state)
 {
     static const dlock_options options = {.retry_count = 1, .retry_delay_ms = 300};
     struct world *world = world_begin();
@@ -678,7 +678,7 @@ static void a9_a_lease_without_end_bounds_no_pause(void **state)
     world_close_clean(world, factory);
 }
 
-static void a9_forever_waits_until_it_is_free(void **state)
+static void forever_waits_until_it_is_free(void **state)
 {
     static const dlock_options endless[] = {
         {.wait_ms = DLOCK_FOREVER},
@@ -698,7 +698,7 @@ static void a9_forever_waits_until_it_is_free(void **state)
     }
 }
 
-static void a10_many_keys_leave_nothing_behind(void **state)
+static void many_keys_leave_nothing_behind(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -723,37 +723,37 @@ static void a10_many_keys_leave_nothing_behind(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a1_a_silent_server_is_unreachable_and_undone_behind_the_command),
-        cmocka_unit_test(a1_two_lost_replies_are_unreachable_and_undone_in_the_next_call),
-        cmocka_unit_test(a1_a_lost_reply_is_undone_by_close),
-        cmocka_unit_test(a1_no_fence_too_is_undone),
-        cmocka_unit_test(a2_a_lost_reply_is_asked_again_by_the_same_owner),
-        cmocka_unit_test(a2_a_request_that_was_not_executed_is_dated_by_what_the_server_says),
-        cmocka_unit_test(a2_after_a_cut_a_plain_set_becomes_a_question_that_can_tell),
-        cmocka_unit_test(a2_the_next_attempt_draws_a_new_owner),
-        cmocka_unit_test(a2_asked_again_and_held_by_another_is_busy),
-        cmocka_unit_test(a5_a_stopped_server_leaves_no_orphan),
-        cmocka_unit_test(a4_control_without_a_barrier_an_orphan_stays),
-        cmocka_unit_test(a6_a_grant_is_dated_before_its_send_to_the_millisecond),
-        cmocka_unit_test(a6_a_late_grant_is_undone_and_the_next_try_has_its_own_owner),
-        cmocka_unit_test(a6_no_answer_is_awaited_past_the_expiry),
-        cmocka_unit_test(a7_cancel_at_any_step_leaves_nothing),
-        cmocka_unit_test(a7_cancel_is_answered_at_once_and_the_connection_stays),
-        cmocka_unit_test(a7_cancel_with_nothing_pending_is_not_remembered),
-        cmocka_unit_test(a7_cancel_does_not_end_a_release),
-        cmocka_unit_test(a8_wait_ms_ends_on_time_and_the_undo_goes_on),
-        cmocka_unit_test(a8_close_is_bounded_while_an_undo_is_due),
+        cmocka_unit_test(a_silent_server_is_unreachable_and_undone_behind_the_command),
+        cmocka_unit_test(two_lost_replies_are_unreachable_and_undone_in_the_next_call),
+        cmocka_unit_test(a_lost_reply_is_undone_by_close),
+        cmocka_unit_test(no_fence_too_is_undone),
+        cmocka_unit_test(a_lost_reply_is_asked_again_by_the_same_owner),
+        cmocka_unit_test(a_request_that_was_not_executed_is_dated_by_what_the_server_says),
+        cmocka_unit_test(after_a_cut_a_plain_set_becomes_a_question_that_can_tell),
+        cmocka_unit_test(the_next_attempt_draws_a_new_owner),
+        cmocka_unit_test(asked_again_and_held_by_another_is_busy),
+        cmocka_unit_test(a_stopped_server_leaves_no_orphan),
+        cmocka_unit_test(control_without_a_barrier_an_orphan_stays),
+        cmocka_unit_test(a_grant_is_dated_before_its_send_to_the_millisecond),
+        cmocka_unit_test(a_late_grant_is_undone_and_the_next_try_has_its_own_owner),
+        cmocka_unit_test(no_answer_is_awaited_past_the_expiry),
+        cmocka_unit_test(cancel_at_any_step_leaves_nothing),
+        cmocka_unit_test(cancel_is_answered_at_once_and_the_connection_stays),
+        cmocka_unit_test(cancel_with_nothing_pending_is_not_remembered),
+        cmocka_unit_test(cancel_does_not_end_a_release),
+        cmocka_unit_test(wait_ms_ends_on_time_and_the_undo_goes_on),
+        cmocka_unit_test(close_is_bounded_while_an_undo_is_due),
         cmocka_unit_test(a_callers_bound_does_not_close_the_connection),
         cmocka_unit_test(an_overdue_connection_gets_no_new_command),
         cmocka_unit_test(an_overdue_connection_sends_no_ask_that_had_not_left),
         cmocka_unit_test(an_ask_that_was_half_sent_is_not_finished_without_its_undo),
         cmocka_unit_test(a_command_behind_an_overdue_one_is_asked_again),
-        cmocka_unit_test(a9_attempts_pauses_and_bounds_are_exact),
-        cmocka_unit_test(a9_pauses_are_jittered_within_their_bounds),
-        cmocka_unit_test(a9_nobody_sleeps_past_the_end_of_the_holders_lease),
-        cmocka_unit_test(a9_a_lease_without_end_bounds_no_pause),
-        cmocka_unit_test(a9_forever_waits_until_it_is_free),
-        cmocka_unit_test(a10_many_keys_leave_nothing_behind),
+        cmocka_unit_test(attempts_pauses_and_bounds_are_exact),
+        cmocka_unit_test(pauses_are_jittered_within_their_bounds),
+        cmocka_unit_test(nobody_sleeps_past_the_end_of_the_holders_lease),
+        cmocka_unit_test(a_lease_without_end_bounds_no_pause),
+        cmocka_unit_test(forever_waits_until_it_is_free),
+        cmocka_unit_test(many_keys_leave_nothing_behind),
     };
     watchdog(120);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,4 @@
-/* Whole calls on a scripted server: what a server says, hostile bytes, secrets. FAILURES.md, B11
- * and groups C and N. */
+/* Whole calls on a scripted server: what a server says, hostile bytes, secrets. */
 #include "tests/scripted.h"
 
 static const dlock_options no_wait = {.expiry_ms = 10000};
@@ -23,9 +22,9 @@ static int64_t promised_lapse(const dlock_lock *lock)
     return span;
 }
 
-/* ------------------------------------------------------------------- B11: a refused handshake */
+/* ------------------------------------------------------------------------ a refused handshake */
 
-static void b11_a_refused_auth_is_refused_once_and_the_grant_behind_it_undone(void **state)
+static void a_refused_auth_is_refused_once_and_the_grant_behind_it_undone(void **state)
 {
     static const dlock_config wrong = {.password = "wrong"};
     static const char *const urls[] = {"redis://model", "redis://model/3"};
@@ -49,7 +48,7 @@ static void b11_a_refused_auth_is_refused_once_and_the_grant_behind_it_undone(vo
     }
 }
 
-static void b11_a_refused_select_is_undone_where_the_grant_was_set(void **state)
+static void a_refused_select_is_undone_where_the_grant_was_set(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory;
@@ -68,7 +67,7 @@ static void b11_a_refused_select_is_undone_where_the_grant_was_set(void **state)
     world_close_clean(world, factory);
 }
 
-static void b11_what_is_unknown_behind_a_refused_handshake_is_undone(void **state)
+static void what_is_unknown_behind_a_refused_handshake_is_undone(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory;
@@ -83,7 +82,7 @@ static void b11_what_is_unknown_behind_a_refused_handshake_is_undone(void **stat
 }
 
 /* A release that was lost with its connection; the next one is refused, and ends. */
-static void b11_a_refused_handshake_does_not_forget_what_stands_from_before(void **state)
+static void a_refused_handshake_does_not_forget_what_stands_from_before(void **state)
 {
     static const dlock_config config = {.client_name = "me"};
     static const char *const ends[] = {"*1\r\n*1\r\n", ""};
@@ -105,7 +104,7 @@ static void b11_a_refused_handshake_does_not_forget_what_stands_from_before(void
     }
 }
 
-static void b11_what_stands_in_two_databases_is_undone_in_both(void **state)
+static void what_stands_in_two_databases_is_undone_in_both(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory;
@@ -123,7 +122,7 @@ static void b11_what_stands_in_two_databases_is_undone_in_both(void **state)
 }
 
 /* The answer of a database that was not selected says nothing of a debt in another. */
-static void b11_an_undo_behind_a_refused_handshake_is_not_believed(void **state)
+static void an_undo_behind_a_refused_handshake_is_not_believed(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory;
@@ -150,7 +149,7 @@ static void b11_an_undo_behind_a_refused_handshake_is_not_believed(void **state)
 }
 
 /* A release that cannot be heard where the lock stands: refused, and owed all the same. */
-static void b11_a_release_behind_a_refused_handshake_stays_owed(void **state)
+static void a_release_behind_a_refused_handshake_stays_owed(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory;
@@ -174,7 +173,7 @@ static void b11_a_release_behind_a_refused_handshake_stays_owed(void **state)
 }
 
 /* Debts wait for a password that is right again, and do not hammer a server meanwhile. */
-static void b11_debts_behind_a_refused_handshake_do_not_spin(void **state)
+static void debts_behind_a_refused_handshake_do_not_spin(void **state)
 {
     static const dlock_config config = {.password = "secret"};
     struct world *world = world_begin();
@@ -194,9 +193,9 @@ static void b11_debts_behind_a_refused_handshake_do_not_spin(void **state)
     assert_true(world->most_spins < 50);
 }
 
-/* ---------------------------------------------------------------------- C: what a server says */
+/* ------------------------------------------------------------------------- what a server says */
 
-static void c1_noscript_is_answered_by_the_script_once(void **state)
+static void noscript_is_answered_by_the_script_once(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -220,7 +219,7 @@ static void c1_noscript_is_answered_by_the_script_once(void **state)
     world_close_clean(world, factory);
 }
 
-static void c1_an_undo_needs_no_second_chance(void **state)
+static void an_undo_needs_no_second_chance(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -236,7 +235,7 @@ static void c1_an_undo_needs_no_second_chance(void **state)
 }
 
 /* The server that lost the scripts is told them once, not at every attempt. */
-static void c1_later_attempts_need_no_script_again(void **state)
+static void later_attempts_need_no_script_again(void **state)
 {
     static const dlock_options many = {.retry_count = 20};
     struct world *world = world_begin();
@@ -251,7 +250,7 @@ static void c1_later_attempts_need_no_script_again(void **state)
     world_close_clean(world, factory);
 }
 
-static void c1_an_endless_noscript_ends(void **state)
+static void an_endless_noscript_ends(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -270,7 +269,7 @@ static void c1_an_endless_noscript_ends(void **state)
 }
 
 /* NOSCRIPT that arrives after the call was given up: the body must not be sent, its undo was. */
-static void c1_no_script_is_sent_behind_its_own_undo(void **state)
+static void no_script_is_sent_behind_its_own_undo(void **state)
 {
     static const dlock_options brief = {.expiry_ms = 60000, .wait_ms = 100};
     struct world *world = world_begin();
@@ -330,8 +329,8 @@ static const struct {
     {"-ERR invalid expire time in 'set' command", DLOCK_REFUSED},
 };
 
-/* C2 to C7, C10, C11: not executed, though nobody can know that of a word that is unknown. */
-static void c2_to_c11_an_error_is_classed_by_its_first_word(void **state)
+/* Not executed, though nobody can know that of a word that is unknown. */
+static void to_c11_an_error_is_classed_by_its_first_word(void **state)
 {
     (void)state;
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
@@ -355,7 +354,7 @@ static void c2_to_c11_an_error_is_classed_by_its_first_word(void **state)
     }
 }
 
-static void c4_c5_a_release_that_is_told_later_stays_owed(void **state)
+static void c5_a_release_that_is_told_later_stays_owed(void **state)
 {
     (void)state;
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
@@ -382,7 +381,7 @@ static void c4_c5_a_release_that_is_told_later_stays_owed(void **state)
 }
 
 /* An operation that the server did before it complained is undone, never a success. */
-static void c11_an_error_after_the_first_write_is_undone(void **state)
+static void an_error_after_the_first_write_is_undone(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -400,7 +399,7 @@ static void c11_an_error_after_the_first_write_is_undone(void **state)
 }
 
 /* What was certainly not executed needs no undo, and the next try keeps its owner. */
-static void c3_what_was_not_executed_is_not_undone(void **state)
+static void what_was_not_executed_is_not_undone(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -414,7 +413,7 @@ static void c3_what_was_not_executed_is_not_undone(void **state)
 }
 
 /* But "later" to the second ask says nothing about a first one that was lost. */
-static void c3_later_does_not_forget_an_earlier_doubt(void **state)
+static void later_does_not_forget_an_earlier_doubt(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -427,7 +426,7 @@ static void c3_later_does_not_forget_an_earlier_doubt(void **state)
     assert_int_equal(world_nth(world, DLOCKI_GIVE_BACK, 0)->result, 1);
 }
 
-static void c2_a_replica_is_left_and_the_name_looked_up_again(void **state)
+static void a_replica_is_left_and_the_name_looked_up_again(void **state)
 {
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
@@ -440,7 +439,7 @@ static void c2_a_replica_is_left_and_the_name_looked_up_again(void **state)
     world_close_clean(world, factory);
 }
 
-static void c10_turned_away_at_the_door_is_later_with_growing_pauses(void **state)
+static void turned_away_at_the_door_is_later_with_growing_pauses(void **state)
 {
     static const dlock_options many = {.retry_count = 12};
     static const dlock_config config = {.password = "secret"};
@@ -477,22 +476,22 @@ static void greet_and_hang_up(struct world *world, int attempts)
     world_close_clean(world, factory);
 }
 
-static void c10_a_connection_that_only_greets_is_a_failed_one(void **state)
+static void a_connection_that_only_greets_is_a_failed_one(void **state)
 {
     (void)state;
     greet_and_hang_up(world_begin(), 4);
 }
 
 /* By then so much is owed on that key that the ask does not fit behind it. */
-static void c10_it_ends_however_much_is_owed(void **state)
+static void it_ends_however_much_is_owed(void **state)
 {
     (void)state;
     greet_and_hang_up(world_begin(), 12);
 }
 
-/* ----------------------------------------------------------------------- N: bytes and secrets */
+/* -------------------------------------------------------------------------- bytes and secrets */
 
-static void n1_bytes_that_no_redis_sends_are_protocol_within_fixed_memory(void **state)
+static void bytes_that_no_redis_sends_are_protocol_within_fixed_memory(void **state)
 {
     static const char *const texts[] = {"HTTP/1.1 400 Bad Request\r\n\r\n",
                                         "\x15\x03\x01\x02\x02\x16",
@@ -539,7 +538,7 @@ static void n1_bytes_that_no_redis_sends_are_protocol_within_fixed_memory(void *
     }
 }
 
-static void n1_endless_bytes_end_in_time_and_memory(void **state)
+static void endless_bytes_end_in_time_and_memory(void **state)
 {
     static const char *const texts[] = {"*2147483647\r\n",
                                         "$2147483000\r\nxxxx",
@@ -572,7 +571,7 @@ static void n1_endless_bytes_end_in_time_and_memory(void **state)
     }
 }
 
-static void n3_a_long_error_is_cut_and_says_nothing(void **state)
+static void a_long_error_is_cut_and_says_nothing(void **state)
 {
     static char text[70000];
     struct world *world = world_begin();
@@ -591,7 +590,7 @@ static void n3_a_long_error_is_cut_and_says_nothing(void **state)
     world_close_clean(world, factory);
 }
 
-static void n4_no_text_repeats_what_a_server_quotes(void **state)
+static void no_text_repeats_what_a_server_quotes(void **state)
 {
     static const int kinds[] = {DLOCKI_AUTH, DLOCKI_ASK, DLOCKI_EXTEND, DLOCKI_GIVE_BACK};
     static const char *const texts[] = {
@@ -629,32 +628,32 @@ static void n4_no_text_repeats_what_a_server_quotes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(b11_a_refused_auth_is_refused_once_and_the_grant_behind_it_undone),
-        cmocka_unit_test(b11_a_refused_select_is_undone_where_the_grant_was_set),
-        cmocka_unit_test(b11_what_is_unknown_behind_a_refused_handshake_is_undone),
-        cmocka_unit_test(b11_a_refused_handshake_does_not_forget_what_stands_from_before),
-        cmocka_unit_test(b11_what_stands_in_two_databases_is_undone_in_both),
-        cmocka_unit_test(b11_an_undo_behind_a_refused_handshake_is_not_believed),
-        cmocka_unit_test(b11_a_release_behind_a_refused_handshake_stays_owed),
-        cmocka_unit_test(b11_debts_behind_a_refused_handshake_do_not_spin),
-        cmocka_unit_test(c1_noscript_is_answered_by_the_script_once),
-        cmocka_unit_test(c1_an_undo_needs_no_second_chance),
-        cmocka_unit_test(c1_later_attempts_need_no_script_again),
-        cmocka_unit_test(c1_an_endless_noscript_ends),
-        cmocka_unit_test(c1_no_script_is_sent_behind_its_own_undo),
-        cmocka_unit_test(c2_to_c11_an_error_is_classed_by_its_first_word),
-        cmocka_unit_test(c4_c5_a_release_that_is_told_later_stays_owed),
-        cmocka_unit_test(c11_an_error_after_the_first_write_is_undone),
-        cmocka_unit_test(c3_what_was_not_executed_is_not_undone),
-        cmocka_unit_test(c3_later_does_not_forget_an_earlier_doubt),
-        cmocka_unit_test(c2_a_replica_is_left_and_the_name_looked_up_again),
-        cmocka_unit_test(c10_turned_away_at_the_door_is_later_with_growing_pauses),
-        cmocka_unit_test(c10_a_connection_that_only_greets_is_a_failed_one),
-        cmocka_unit_test(c10_it_ends_however_much_is_owed),
-        cmocka_unit_test(n1_bytes_that_no_redis_sends_are_protocol_within_fixed_memory),
-        cmocka_unit_test(n1_endless_bytes_end_in_time_and_memory),
-        cmocka_unit_test(n3_a_long_error_is_cut_and_says_nothing),
-        cmocka_unit_test(n4_no_text_repeats_what_a_server_quotes),
+        cmocka_unit_test(a_refused_auth_is_refused_once_and_the_grant_behind_it_undone),
+        cmocka_unit_test(a_refused_select_is_undone_where_the_grant_was_set),
+        cmocka_unit_test(what_is_unknown_behind_a_refused_handshake_is_undone),
+        cmocka_unit_test(a_refused_handshake_does_not_forget_what_stands_from_before),
+        cmocka_unit_test(what_stands_in_two_databases_is_undone_in_both),
+        cmocka_unit_test(an_undo_behind_a_refused_handshake_is_not_believed),
+        cmocka_unit_test(a_release_behind_a_refused_handshake_stays_owed),
+        cmocka_unit_test(debts_behind_a_refused_handshake_do_not_spin),
+        cmocka_unit_test(noscript_is_answered_by_the_script_once),
+        cmocka_unit_test(an_undo_needs_no_second_chance),
+        cmocka_unit_test(later_attempts_need_no_script_again),
+        cmocka_unit_test(an_endless_noscript_ends),
+        cmocka_unit_test(no_script_is_sent_behind_its_own_undo),
+        cmocka_unit_test(to_c11_an_error_is_classed_by_its_first_word),
+        cmocka_unit_test(c5_a_release_that_is_told_later_stays_owed),
+        cmocka_unit_test(an_error_after_the_first_write_is_undone),
+        cmocka_unit_test(what_was_not_executed_is_not_undone),
+        cmocka_unit_test(later_does_not_forget_an_earlier_doubt),
+        cmocka_unit_test(a_replica_is_left_and_the_name_looked_up_again),
+        cmocka_unit_test(turned_away_at_the_door_is_later_with_growing_pauses),
+        cmocka_unit_test(a_connection_that_only_greets_is_a_failed_one),
+        cmocka_unit_test(it_ends_however_much_is_owed),
+        cmocka_unit_test(bytes_that_no_redis_sends_are_protocol_within_fixed_memory),
+        cmocka_unit_test(endless_bytes_end_in_time_and_memory),
+        cmocka_unit_test(a_long_error_is_cut_and_says_nothing),
+        cmocka_unit_test(no_text_repeats_what_a_server_quotes),
     };
     watchdog(120);
     return cmocka_run_group_tests(tests, NULL, NULL);

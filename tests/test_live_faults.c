@@ -68,7 +68,7 @@ static void server_settled(struct live *live)
     server_do(&live->server, "PING");
 }
 
-/* --------------------------------------------------------------------------- A: replies lost */
+/* ------------------------------------------------------------------------------ replies lost */
 
 static void a_lost_reply_with_no_attempt_left_is_unreachable_and_undone(void **state)
 {
@@ -185,7 +185,7 @@ static void an_extend_or_a_release_whose_reply_was_lost_is_sent_again(void **sta
         assert_int_equal(proxy_fired(&live->proxy), 1);
         assert_in_range(server_integer(&live->server, "PTTL k"), 30001, 60000);
         proxy_set(&live->proxy, &plan);
-        /* Executed, and its retry says 0: validity is still positive, so it was us (E4). */
+        /* Executed, and its retry says 0: validity is still positive, so it was us. */
         assert_yes(dlock_release(&lock), &lock);
         assert_int_equal(proxy_fired(&live->proxy), 1);
         assert_gone(&live->server, "k");
@@ -238,7 +238,7 @@ static void a_release_that_nobody_answers_is_unreachable_and_can_be_called_again
     live_end(live);
 }
 
-/* --------------------------------------------------------------------- A: a server that stopped */
+/* ------------------------------------------------------------------------ a server that stopped */
 
 /* Without an undo, closing the connection is not enough: the request is obeyed afterwards. */
 static void control_a_stopped_server_keeps_a_request_and_leaves_an_orphan(void **state)
@@ -426,7 +426,7 @@ static void a_full_table_of_debts_sends_nothing_new(void **state)
     }
 }
 
-/* ------------------------------------------------------------------------ B: bytes, connections */
+/* --------------------------------------------------------------------------- bytes, connections */
 
 static void a_silent_server_is_unreachable_when_the_command_times_out(void **state)
 {
@@ -695,7 +695,7 @@ static void an_error_text_of_a_server_gives_nothing_away(void **state)
     live_end(live);
 }
 
-/* ------------------------------------------------------------------- B: nobody, or nothing left */
+/* ---------------------------------------------------------------------- nobody, or nothing left */
 
 static void a_port_or_socket_without_a_server_is_unreachable_at_once(void **state)
 {
@@ -847,7 +847,7 @@ static void a_factory_takes_few_descriptors_and_returns_them(void **state)
     live_end(live);
 }
 
-/* -------------------------------------------------------------------------------- E12 fail_open */
+/* ------------------------------------------------------------------------------------ fail_open */
 
 static void fail_open_counts_as_acquired_only_when_nobody_could_tell(void **state)
 {

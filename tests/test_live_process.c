@@ -266,7 +266,7 @@ static void a_killed_holder_is_followed_when_its_lease_has_ended(void **state)
     live_end(live);
 }
 
-/* A3: the process exits with its acquire unanswered; what it may have left lapses. */
+/* The process exits with its acquire unanswered; what it may have left lapses. */
 static int hasty_process(void *argument)
 {
     struct witness *witness = (struct witness *)argument;

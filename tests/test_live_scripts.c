@@ -382,7 +382,7 @@ static void an_acquire_on_a_free_key_passes_the_dead_in_line(void **state)
     live_end(live);
 }
 
-/* A lock without fence that waits must not barge past who stands in line (rule 15). */
+/* A lock without fence that waits must not barge past who stands in line. */
 static void a_waiting_acquire_without_fence_does_not_barge(void **state)
 {
     struct live *live = live_of(state);
