@@ -555,7 +555,8 @@ static void an_extend_that_is_told_no_is_lost(void **state)
     assert_int_equal(lock._state, DLOCKI_GIVEN_BACK);
 }
 
-/* A release whose first answer was lost. `now` is when the last answer is read; the validity ends at NOW + 9898. */
+/* A release whose first answer was lost. `now` is when the last answer is read; the validity ends
+ * at NOW + 9898. */
 static void a_release_is_true_if_it_gave_back(void **state)
 {
     static const struct {
