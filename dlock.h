@@ -2020,13 +2020,14 @@ static unsigned dlocki_acquire_time(dlock_lock *lock, const dlocki_event *in)
     if (in->now < lock->_deadline) {
         return in->now >= lock->_wake_at ? dlocki_attempt(lock, in) : 0;
     }
-    if (lock->_why.code == DLOCK_BUSY || lock->_why.code == DLOCK_TIMEOUT) {
-        dlocki_say(&lock->_why, DLOCK_TIMEOUT, 0,
-                   "Somebody else held the lock for all of the %lld ms that the call may wait.",
-                   (long long)lock->_wait_ms);
-    } else if (lock->_why.code == DLOCK_OK) {
+    if (lock->_why.code == DLOCK_OK ||
+        ((lock->_asked || lock->_unknown) && lock->_why.code != DLOCK_UNREACHABLE)) {
         dlocki_say(&lock->_why, DLOCK_UNREACHABLE, 0,
                    "No answer came within the %lld ms that the call may wait.",
+                   (long long)lock->_wait_ms);
+    } else if (lock->_why.code == DLOCK_BUSY || lock->_why.code == DLOCK_TIMEOUT) {
+        dlocki_say(&lock->_why, DLOCK_TIMEOUT, 0,
+                   "The lock did not become ours within the %lld ms that the call may wait.",
                    (long long)lock->_wait_ms);
     }
     return dlocki_acquire_fail(lock, in);

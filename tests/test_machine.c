@@ -201,6 +201,23 @@ static void an_acquire_meets_every_event_in_every_state(void **state)
     }
 }
 
+/* "Somebody holds it" was true of the attempt before; of this one nobody can tell. */
+static void a_wait_that_ends_in_an_unanswered_ask_is_unreachable(void **state)
+{
+    dlock_lock lock = new_acquire(0, 900);
+    dlocki_event in = new_event(DLOCKI_REPLIED, NOW + 10);
+    (void)state;
+    assert_int_equal(feed(&lock, DLOCKI_STARTED, NOW), SEND);
+    assert_int_equal(feed(&lock, DLOCKI_SENT, NOW), 0);
+    in.verdict.kind = DLOCKI_HELD;
+    in.verdict.lease_ms = 300;
+    assert_int_equal(dlocki_machine(&lock, &in), 0);
+    assert_int_equal(feed(&lock, DLOCKI_TIME, lock._wake_at), SEND);
+    assert_int_equal(feed(&lock, DLOCKI_SENT, NOW + 400), 0);
+    assert_int_equal(feed(&lock, DLOCKI_TIME, NOW + 900), UNDO | FINISH);
+    assert_int_equal(lock._why.code, DLOCK_UNREACHABLE);
+}
+
 static void a_resting_acquire_wakes_ends_or_is_cancelled(void **state)
 {
     static const struct {
@@ -849,6 +866,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_acquire_meets_every_event_in_every_state),
+        cmocka_unit_test(a_wait_that_ends_in_an_unanswered_ask_is_unreachable),
         cmocka_unit_test(a_resting_acquire_wakes_ends_or_is_cancelled),
         cmocka_unit_test(extend_and_release_meet_every_event_in_every_state),
         cmocka_unit_test(an_owner_is_the_factorys_half_and_a_random_half),
