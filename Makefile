@@ -15,7 +15,7 @@ PREFIX ?= /usr/local
 Q := $(if $(V),,@)
 
 VERSION := $(shell sed -n '1s/.* - v\([0-9.]*\) - .*/\1/p' dlock.h)
-SOURCES := $(wildcard dlock.h tests/*.[ch] tests/compile/*.[ch]* examples/*.c bench/*.[ch]*)
+SOURCES := $(wildcard dlock.h tests/*.[ch] tests/compile/*.[ch]* examples/*.[ch] bench/*.[ch]*)
 SCRIPTS := $(wildcard tests/*.sh .ci/run)
 TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 TEST_SCRIPTS := tests/test_compile.sh tests/test_names.sh tests/test_docs.sh
@@ -38,6 +38,16 @@ hiredis_FLAGS := $(debug_FLAGS) -Ibuild/matrix/hiredis/usr/include
 hiredis_LIBS = $(wildcard build/matrix/hiredis/usr/lib/*/libhiredis.so)
 HIREDIS_CFLAGS := $(shell pkg-config --cflags hiredis 2>/dev/null)
 HIREDIS_LIBS := $(shell pkg-config --libs hiredis 2>/dev/null || echo -lhiredis)
+# The tests in which a model of a server, tests/model.c, runs the scripts, and what it does so with.
+MODELLED := $(shell grep -lE '"tests/(scripted|model)\.h"' tests/test_*.c | sed 's|.*/||; s|\.c||')
+LUA_CFLAGS := $(shell pkg-config --cflags lua5.1 2>/dev/null || echo -I/usr/include/lua5.1)
+LUA_LIBS := $(shell pkg-config --libs lua5.1 2>/dev/null || echo -llua5.1)
+%/model.o: OUR_FLAGS += $(LUA_CFLAGS)
+# What two of the examples need besides.
+%/loop_libuv: EXAMPLE_LIBS = $(shell pkg-config --libs libuv 2>/dev/null || echo -luv)
+%/loop_libuv.o: EXAMPLE_CFLAGS = $(shell pkg-config --cflags libuv 2>/dev/null)
+%/loop_libevent: EXAMPLE_LIBS = $(shell pkg-config --libs libevent 2>/dev/null || echo -levent)
+%/loop_libevent.o: EXAMPLE_CFLAGS = $(shell pkg-config --cflags libevent 2>/dev/null)
 export CC CXX HIREDIS_CFLAGS HIREDIS_LIBS
 
 # $(call LINK,configuration,libraries) makes $@ of the objects $^.
@@ -46,18 +56,19 @@ LINK = $($(1)_FLAGS) $(LDFLAGS) -o $@ $^ $(2) $(or $($(1)_LIBS),$(HIREDIS_LIBS))
 define CONFIGURATION
 build/$(1)/%.o: %.c | deps
 	@mkdir -p $$(@D); echo '  CC   $$@'
-	$$(Q)$$(CC) -std=gnu11 $$(OUR_FLAGS) $$($(1)_FLAGS) $$(HIREDIS_CFLAGS) $$(CPPFLAGS) \
-	    $$(CFLAGS) -c -o $$@ $$<
+	$$(Q)$$(CC) -std=gnu11 $$(OUR_FLAGS) $$($(1)_FLAGS) $$(HIREDIS_CFLAGS) $$(EXAMPLE_CFLAGS) \
+	    $$(CPPFLAGS) $$(CFLAGS) -c -o $$@ $$<
 build/$(1)/%.o: %.cc | deps
 	@mkdir -p $$(@D); echo '  CXX  $$@'
 	$$(Q)$$(CXX) -std=gnu++17 $$(OUR_FLAGS) $$($(1)_FLAGS) $$(HIREDIS_CFLAGS) $$(CPPFLAGS) \
 	    $$(CXXFLAGS) -c -o $$@ $$<
 build/$(1)/test_%: build/$(1)/tests/test_%.o build/$(1)/tests/support.o
-	$$(Q)$$(CC) $$(CFLAGS) $$(call LINK,$(1),-lcmocka)
+	$$(Q)$$(CC) $$(CFLAGS) $$(call LINK,$(1),-lcmocka $$(if $$(filter %/model.o,$$^),$$(LUA_LIBS)))
+$(MODELLED:%=build/$(1)/%): build/$(1)/tests/model.o
 build/$(1)/bench/%: build/$(1)/bench/%.o
 	$$(Q)$$(CXX) $$(CXXFLAGS) $$(call LINK,$(1),-lbenchmark)
 build/$(1)/%: build/$(1)/examples/%.o
-	$$(Q)$$(CC) $$(CFLAGS) $$(call LINK,$(1))
+	$$(Q)$$(CC) $$(CFLAGS) $$(call LINK,$(1),$$(EXAMPLE_LIBS))
 -include $(wildcard build/$(1)/*/*.d)
 endef
 $(foreach name,$(CONFIGURATIONS),$(eval $(call CONFIGURATION,$(name))))
@@ -65,17 +76,19 @@ $(foreach name,$(CONFIGURATIONS),$(eval $(call CONFIGURATION,$(name))))
 PROGRAMS = $(TESTS:%=build/$(1)/%) $(EXAMPLES:%=build/$(1)/%)
 # $(call RUN,configuration,scripts) runs the tests of one configuration.
 RUN = BUILD=build/$(1) sh tests/run.sh build/$(1)/log $(TESTS:%=build/$(1)/%) \
-    'tests/test_dinner.sh build/$(1)/dinner' $(2)
+    'tests/test_dinner.sh build/$(1)/dinner' 'tests/test_examples.sh build/$(1)' $(2)
 
 # --- dependencies ------------------------------------------------------------------------------
 # A header or a command, and the Debian package that brings it. gcc brings the sanitizers.
 
 NEEDS_demo := hiredis/hiredis.h=libhiredis-dev redis-server=redis-server
-NEEDS_asan := $(NEEDS_demo) cmocka.h=libcmocka-dev
+NEEDS_asan := $(NEEDS_demo) cmocka.h=libcmocka-dev uv.h=libuv1-dev event2/event.h=libevent-dev \
+    lua5.1/lua.h=liblua5.1-0-dev
 NEEDS_tsan := $(NEEDS_asan)
 NEEDS_matrix := $(NEEDS_asan)
 NEEDS_test := $(NEEDS_asan) gcc=gcc g++=g++ clang=clang pkg-config=pkg-config
-NEEDS_lint := $(NEEDS_asan) gcc=gcc g++=g++ clang=clang clang-format=clang-format
+NEEDS_lint := $(NEEDS_asan) gcc=gcc g++=g++ clang=clang clang-format=clang-format \
+    benchmark/benchmark.h=libbenchmark-dev
 NEEDS_format := clang-format=clang-format patch=patch
 NEEDS_bench := $(NEEDS_demo) g++=g++ benchmark/benchmark.h=libbenchmark-dev
 NEEDS_deps := $(NEEDS_test) $(NEEDS_lint) $(NEEDS_format) $(NEEDS_bench)
@@ -149,13 +162,17 @@ CLANGXX_WARNINGS := $(CLANG_WARNINGS) -Wno-c++98-compat -Wno-c++98-compat-pedant
 LINT := $(foreach c,gcc clang,$(foreach std,c99 c11 c17,build/lint/$(c)-$(std).o)) \
     $(foreach c,g++ clang++,$(foreach std,c++11 c++17 c++20,build/lint/$(c)-$(std).o))
 OWN := $(patsubst %.c,build/lint/%.o,$(wildcard tests/*.c examples/*.c))
-STRICT = -D_POSIX_C_SOURCE=200809L -std=$* -O2 -I. $(HIREDIS_CFLAGS) -c -o $@ $<
+OWNXX := $(patsubst %.cc,build/lint/%.o,$(wildcard bench/*.cc))
+STRICT = -D_POSIX_C_SOURCE=200809L -std=$* -O2 -I. -MMD -MP $(HIREDIS_CFLAGS) -c -o $@ $<
 
-$(LINT) $(OWN): dlock.h Makefile | deps build/lint/tests build/lint/examples
+$(LINT) $(OWN) $(OWNXX): Makefile | deps build/lint/tests build/lint/examples build/lint/bench
+-include $(wildcard build/lint/*.d build/lint/*/*.d)
 build/lint/%:
 	@mkdir -p $@
-$(OWN): build/lint/%.o: %.c tests/support.h
-	$(Q)gcc -std=gnu11 $(OUR_FLAGS) -Werror -O1 $(HIREDIS_CFLAGS) -c -o $@ $<
+$(OWN): build/lint/%.o: %.c
+	$(Q)gcc -std=gnu11 $(OUR_FLAGS) -Werror -O1 $(HIREDIS_CFLAGS) $(EXAMPLE_CFLAGS) -c -o $@ $<
+$(OWNXX): build/lint/%.o: %.cc
+	$(Q)g++ -std=gnu++17 $(OUR_FLAGS) -Werror -O1 $(HIREDIS_CFLAGS) -c -o $@ $<
 build/lint/gcc-%.o: tests/compile/calls.c
 	$(Q)gcc $(GCC_WARNINGS) -Wstrict-prototypes $(STRICT)
 build/lint/g++-%.o: tests/compile/calls.cc
@@ -165,7 +182,7 @@ build/lint/clang-%.o: tests/compile/calls.c
 build/lint/clang++-%.o: tests/compile/calls.cc
 	$(Q)clang++ $(CLANGXX_WARNINGS) $(STRICT)
 
-lint: $(LINT) $(OWN)  ## strict warnings of gcc and clang, the format, the scripts' syntax
+lint: $(LINT) $(OWN) $(OWNXX)  ## strict warnings of gcc and clang, the format, the scripts' syntax
 	@sh tests/format.sh check $(SOURCES) || bad=1; \
 	! LC_ALL=C.UTF-8 grep -nE '.{101}' $(SOURCES) $(SCRIPTS) Makefile || bad=1; \
 	for file in $(SCRIPTS); do $$(sed -n "1s/^#!//p" $$file) -n $$file || bad=1; done; \

@@ -1,11 +1,14 @@
-/* What the benchmarks share: a private server, what machine this is, and two counters.
+/* What the benchmarks share: a private server, children, what machine this is, counters, options,
+ * the arithmetic and the words of the tables.
  *
- * Included by exactly one file of a program, because it replaces malloc for the whole of it. The
- * private server ends whatever happens: at the end of its scope, on Ctrl-C (which only sets a
- * flag), and when this process is killed (PR_SET_PDEATHSIG). */
+ * Included by exactly one file of a program, behind dlock.h with its implementation, because it
+ * replaces malloc for the whole of it. The private server and the children end whatever happens: at
+ * the end of their scope, on Ctrl-C (which only sets a flag), and when this process is killed
+ * (PR_SET_PDEATHSIG). */
 #ifndef BENCH_SUPPORT_H
 #define BENCH_SUPPORT_H
 
+#include <algorithm>
 #include <cctype>
 #include <cerrno>
 #include <csignal>
@@ -14,7 +17,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -24,6 +29,7 @@
 #include <netinet/in.h>
 #include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -160,6 +166,14 @@ inline double now_seconds()
     return seconds(now);
 }
 
+/* All processes of a machine share this clock. */
+inline int64_t now_ns()
+{
+    timespec now = {};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<int64_t>(now.tv_sec) * 1000000000 + now.tv_nsec;
+}
+
 inline void pause_ms(long span)
 {
     timespec left = {span / 1000, span % 1000 * 1000000};
@@ -185,6 +199,33 @@ inline int pin()
         }
     }
     return -1;
+}
+
+/* Processor time that a process has used, in seconds; 0 = not known. */
+inline double processor_seconds_of(pid_t pid)
+{
+    clockid_t clock = 0;
+    timespec used = {};
+    bool known =
+        pid > 0 && clock_getcpuclockid(pid, &clock) == 0 && clock_gettime(clock, &used) == 0;
+    return known ? seconds(used) : 0;
+}
+
+/* Processor time that all programs on this machine have used, what the host took away included. */
+inline double machine_seconds()
+{
+    FILE *file = fopen("/proc/stat", "re");
+    unsigned long long user = 0, nice = 0, system = 0, idle = 0, wait = 0, irq = 0, soft = 0;
+    unsigned long long stolen = 0;
+    int count = file == nullptr ? 0
+                                : fscanf(file, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &user,
+                                         &nice, &system, &idle, &wait, &irq, &soft, &stolen);
+    if (file != nullptr) {
+        fclose(file);
+    }
+    return count < 8 ? 0
+                     : static_cast<double>(user + nice + system + irq + soft + stolen) /
+                           static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
 /* What this machine is, in one line; and how busy, because whatever else runs is measured too. */
@@ -323,17 +364,12 @@ public:
     /* Processor time that this process and the server have used, in seconds; 0 = not known. */
     double processor_seconds() const
     {
-        clockid_t clock = 0;
-        timespec theirs = {};
-        timespec ours = {};
-        if (pid_ <= 0 || clock_getcpuclockid(pid_, &clock) != 0 ||
-            clock_gettime(clock, &theirs) != 0 ||
-            clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ours) != 0) {
-            return 0;
-        }
-        return seconds(theirs) + seconds(ours);
+        double theirs = processor_seconds_of(pid_);
+        double ours = processor_seconds_of(getpid());
+        return theirs > 0 && ours > 0 ? theirs + ours : 0;
     }
 
+    pid_t pid() const { return pid_; }
     const std::string &url() const { return url_; }
     const std::string &error() const { return error_; }
 
@@ -428,6 +464,293 @@ inline std::string server_version(redisContext *context)
     std::string valkey = server_info(context, "valkey_version");
     return valkey.empty() ? "Redis " + server_info(context, "redis_version") : "Valkey " + valkey;
 }
+
+/* -------------------------------------------------------------------------------- children */
+
+/* Zeroed memory that this process and its children share. */
+template <typename content> class shared_memory {
+public:
+    shared_memory()
+    {
+        void *place = mmap(nullptr, sizeof(content), PROT_READ | PROT_WRITE,
+                           MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        content_ = place == MAP_FAILED ? nullptr : static_cast<content *>(place);
+    }
+    ~shared_memory()
+    {
+        if (content_ != nullptr) {
+            munmap(content_, sizeof(content));
+        }
+    }
+    shared_memory(const shared_memory &) = delete;
+    shared_memory &operator=(const shared_memory &) = delete;
+
+    content *get() const { return content_; }   /* NULL: no memory */
+
+private:
+    content *content_;
+};
+
+/* Forked processes, which end at the latest with this object or with its process. */
+class children {
+public:
+    children() = default;
+    ~children() { stop(); }
+    children(const children &) = delete;
+    children &operator=(const children &) = delete;
+
+    /* Runs body(argument, number) in a new process; number counts from 0. */
+    bool start(void (*body)(void *argument, size_t number), void *argument)
+    {
+        pid_t parent = getpid();
+        fflush(nullptr); /* or the child prints it again */
+        pid_t pid = fork();
+        if (pid == 0) {
+            setsid(); /* the terminal's Ctrl-C is for the parent to act upon */
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            if (getppid() == parent) {
+                body(argument, pids_.size());
+            }
+            _exit(0); /* no destructors: the server is the parent's */
+        }
+        if (pid > 0) {
+            pids_.push_back(pid);
+        }
+        return pid > 0;
+    }
+
+    /* Has one of them ended? */
+    bool ended() const
+    {
+        siginfo_t what = siginfo_t();
+        for (pid_t pid : pids_) {
+            what.si_pid = 0;
+            if (waitid(P_PID, static_cast<id_t>(pid), &what, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+                what.si_pid != 0) {
+                return true;
+            }
+        }
+        return false;
+    }
+
+    double processor_seconds() const
+    {
+        double all = 0;
+        for (pid_t pid : pids_) {
+            all += processor_seconds_of(pid);
+        }
+        return all;
+    }
+
+    void stop()
+    {
+        for (pid_t pid : pids_) {
+            kill(pid, SIGKILL);
+        }
+        for (pid_t pid : pids_) {
+            waitpid(pid, nullptr, 0);
+        }
+        pids_.clear();
+    }
+
+private:
+    std::vector<pid_t> pids_;
+};
+
+/* ---------------------------------------------------------------------- options and facts */
+
+struct settings {
+    double seconds = 0;
+    const char *url = nullptr;
+    bool tcp = false;
+    bool check = false;
+};
+
+/* False: the usage was wrong, or asked for; *status is the exit status. */
+inline bool read_settings(int argc, char **argv, const char *usage, settings *wanted, int *status)
+{
+    bool good = true;
+    for (int i = 1; i < argc && good; i++) {
+        const std::string option = argv[i];
+        const char *value = i + 1 < argc ? argv[i + 1] : nullptr;
+        if (option == "--help") {
+            fputs(usage, stdout);
+            *status = 0;
+            return false;
+        } else if (option == "--check") {
+            wanted->check = true;
+        } else if (option == "--tcp") {
+            wanted->tcp = true;
+        } else if (option == "--seconds" && value != nullptr) {
+            char *end = nullptr;
+            wanted->seconds = strtod(value, &end);
+            good = end != value && *end == '\0' && wanted->seconds > 0 && wanted->seconds < 1e6;
+            i++;
+        } else if (option == "--url" && value != nullptr) {
+            wanted->url = value;
+            i++;
+        } else {
+            good = false;
+        }
+    }
+    good = good && !(wanted->tcp && wanted->url != nullptr);
+    if (!good) {
+        fputs(usage, stderr);
+        *status = 2;
+    }
+    return good;
+}
+
+/* Machine, server and program: what stands above every table. `placed` says on which processors. */
+inline void show_facts(const settings &wanted, redisContext *context, const std::string &placed)
+{
+    std::string where = "a server of yours";
+    if (wanted.url == nullptr) {
+        where = std::string("private, no persistence, by ") +
+                (wanted.tcp ? "loopback TCP" : "unix socket");
+    }
+    printf("machine  %s, %s\n", machine().c_str(), placed.c_str());
+    printf("server   %s, %s\n", server_version(context).c_str(), where.c_str());
+    printf("program  %s; hiredis %d.%d.%d, dlock %d.%d.%d\n", compiler().c_str(), HIREDIS_MAJOR,
+           HIREDIS_MINOR, HIREDIS_PATCH, DLOCK_VERSION_MAJOR, DLOCK_VERSION_MINOR,
+           DLOCK_VERSION_PATCH);
+    fflush(stdout);
+}
+
+/* Blocking hiredis at the server that a URL names. NULL: *failure says why. */
+inline redisContext *connect_url(const char *text, std::string *failure)
+{
+    dlock_error error = dlock_error();
+    std::unique_ptr<dlocki_url> url(new dlocki_url());
+    if (!dlocki_url_parse(text, url.get(), &error)) {
+        *failure = error.text;
+        return nullptr;
+    }
+    redisContext *context =
+        url->is_unix ? redisConnectUnix(url->host) : redisConnect(url->host, url->port);
+    redisReply *reply = nullptr;
+    if (context != nullptr && context->err == 0 && url->username_length > 0) {
+        reply = static_cast<redisReply *>(redisCommand(context, "AUTH %b %b", url->username,
+                                                       url->username_length, url->password,
+                                                       url->password_length));
+    } else if (context != nullptr && context->err == 0 && url->has_password) {
+        reply = static_cast<redisReply *>(
+            redisCommand(context, "AUTH %b", url->password, url->password_length));
+    }
+    bool good = reply == nullptr || reply->type == REDIS_REPLY_STATUS;
+    freeReplyObject(reply);
+    if (good && context != nullptr && context->err == 0 && url->database != 0) {
+        reply = static_cast<redisReply *>(redisCommand(context, "SELECT %d", url->database));
+        good = reply != nullptr && reply->type == REDIS_REPLY_STATUS;
+        freeReplyObject(reply);
+    }
+    if (good && context != nullptr && context->err == 0) {
+        return context;
+    }
+    *failure = !good                ? "the server does not take this password or database"
+               : context != nullptr ? context->errstr
+                                    : "no memory";
+    if (context != nullptr) {
+        redisFree(context);
+    }
+    return nullptr;
+}
+
+/* -------------------------------------------------------------------- numbers and progress */
+
+/* The value below which so large a share of them lies; 0.5 is the median. */
+inline double quantile(std::vector<double> values, double share)
+{
+    if (values.empty()) {
+        return 0;
+    }
+    std::sort(values.begin(), values.end());
+    double place = share * static_cast<double>(values.size() - 1);
+    size_t below = static_cast<size_t>(place);
+    size_t above = std::min(below + 1, values.size() - 1);
+    return values[below] + (values[above] - values[below]) * (place - static_cast<double>(below));
+}
+
+inline double median(const std::vector<double> &values)
+{
+    return quantile(values, 0.5);
+}
+
+inline std::string number(const char *format, double value)
+{
+    char text[64];
+    snprintf(text, sizeof text, format, value);
+    return text;
+}
+
+/* One measure to another, round by round, so that a machine whose speed drifts changes both. */
+struct ratio {
+    double middle;
+    std::string text;   /* median (least .. most) */
+};
+
+inline ratio ratio_of(const std::vector<double> &ours, const std::vector<double> &floor)
+{
+    std::vector<double> all;
+    for (size_t i = 0; i < ours.size() && i < floor.size(); i++) {
+        all.push_back(floor[i] > 0 ? ours[i] / floor[i] : 0);
+    }
+    double middle = median(all);
+    return {middle, number("%.2f ", middle) + number("(%.2f .. ", quantile(all, 0)) +
+                        number("%.2f)", quantile(all, 1))};
+}
+
+/* A line on stderr that says how far it is: for a terminal, and only if it takes a while. */
+class progress {
+public:
+    explicit progress(double seconds) : start_(now_seconds()), seconds_(seconds) {}
+    ~progress() { clear(); }
+    progress(const progress &) = delete;
+    progress &operator=(const progress &) = delete;
+
+    void show(const char *what)
+    {
+        double spent = now_seconds() - start_;
+        if (isatty(STDERR_FILENO) != 0 && spent > 2 && spent - shown_ >= 0.2) {
+            shown_ = spent;
+            fprintf(stderr, "\r%.0f of about %.0f s: %-40s", spent, std::max(seconds_, spent),
+                    what);
+        }
+    }
+    void clear()
+    {
+        if (shown_ > 0) {
+            fprintf(stderr, "\r%70s\r", "");
+            shown_ = 0;
+        }
+    }
+
+private:
+    double start_;
+    double seconds_;
+    double shown_ = 0;
+};
+
+/* Whatever else runs is measured too: how much of one processor did other programs take? */
+class bystanders {
+public:
+    void begin(double ours)
+    {
+        ours_ = ours;
+        all_ = machine_seconds();
+        since_ = now_seconds();
+    }
+    double share(double ours) const
+    {
+        double others = machine_seconds() - all_ - (ours - ours_);
+        return std::max(0.0, others / (now_seconds() - since_));
+    }
+
+private:
+    double ours_ = 0;
+    double all_ = 0;
+    double since_ = 0;
+};
 
 }  // namespace bench
 

@@ -1,10 +1,11 @@
 /* A world of its own for dlocki_open_in: a clock that only moves when somebody waits, randomness
- * from a seed, sockets that are arrays, and one small model of a server at the other end that
- * understands the commands the library sends and breaks on request. Nothing here sleeps, and a run
- * is the same every time.
+ * from a seed, sockets that are arrays, and at the other end the model of a server, which runs the
+ * library's own scripts, and breaks on request. Nothing here sleeps, and a run is the same every
+ * time. Any number of factories may live in it, each with its two connections: commands, and the
+ * inbox, which is the one that has subscribed.
  *
  * It includes dlock.h with the implementation, so that statics are in reach; define other limits
- * before it. */
+ * before it. Programs that use it are linked with tests/model.c. */
 #ifndef SCRIPTED_H
 #define SCRIPTED_H
 
@@ -14,22 +15,29 @@
 #define DLOCK_IMPLEMENTATION
 #include "dlock.h"
 
+#include "tests/model.h"
 #include "tests/support.h"
 
 #include <arpa/inet.h>
 
 enum {
-    WORLD_FD = 1000, /* fake descriptors begin here                                */
-    WORLD_SOCKETS = 48,
+    WORLD_FD = 1000, /* fake descriptors begin here: sockets                       */
+    WORLD_SET_FD = 10000,
+    WORLD_TIMER_FD = 20000,
+    WORLD_SOCKETS = 96,
+    WORLD_SETS = 64,      /* sets of descriptors, and as many timers                    */
+    WORLD_WATCHED = 8,    /* descriptors in one set                                     */
     WORLD_STREAM = 81920, /* bytes on their way in one direction                        */
     WORLD_MARKS = 4096,   /* pieces of them that arrive at different times              */
-    WORLD_KEYS = 64,
     WORLD_FAULTS = 8,
     WORLD_EVENTS = 16,
-    WORLD_LOG = 512,
+    WORLD_LOG = 2048,
     WORLD_ADDRESSES = 8,
     WORLD_SPINS = 30000, /* waits without any time passing                             */
-    ANY_COMMAND = -1
+    WORLD_SCRIPTS = 5,
+    TICKET_LENGTH = 64,
+    ANY_COMMAND = -1,
+    A_MESSAGE = -2 /* no command, but what a PUBLISH sends to one inbox          */
 };
 
 #define WORLD_START INT64_C(1000000)
@@ -53,12 +61,20 @@ enum fault_kind {
     FAULT_FLOOD,        /* not executed; `text` over and over, without end                */
     FAULT_MUTE, /* executed, and no reply to anything on this connection any more          */
     FAULT_DEAF, /* not executed, and nothing on this connection any more */
-    FAULT_STOP  /* the whole server stops before it, and goes on in `delay_ms`    */
+    FAULT_STOP, /* the whole server stops before it, and goes on in `delay_ms`    */
+    FAULT_TWICE /* executed; the reply comes twice, the second in `delay_ms`      */
 };
 
+/* Which of a factory's two connections? */
+enum side { ANY_SIDE, ON_COMMANDS, ON_INBOX };
+
+/* A fault of a message is that of a reply: it may be dropped, delayed (with all that comes behind
+ * it on this connection), doubled, cut, replaced, and so on. */
 struct fault {
     enum fault_kind kind;
-    int command; /* enum dlocki_command_kind, or ANY_COMMAND                       */
+    int command; /* enum dlocki_command_kind, ANY_COMMAND, or A_MESSAGE            */
+    enum side side;
+    unsigned socket; /* on that connection only, see `seen`; 0 = on any            */
     int skip;    /* so many of them pass first                                     */
     int times;   /* then so many faults; 0 = for ever                              */
     int64_t delay_ms;
@@ -91,12 +107,15 @@ struct fake_socket {
     bool mute;
     bool deaf;
     bool authenticated;
+    bool inbox; /* it has sent SUBSCRIBE                                         */
     const char *flood;
     int connect_errno;
-    int database;
     unsigned number; /* counted from 1, in the order of connecting                     */
     int64_t connects_at;
     int64_t eof_at;
+    int64_t closed_at; /* the server learns that the library has closed it              */
+    char id[17];       /* of the factory, as far as it has said so                      */
+    struct model_client client;
     struct stream up;
     struct stream down;
 };
@@ -107,27 +126,45 @@ struct fake_address {
     int64_t delay_ms; /* DLOCKI_NEVER: a black hole                                     */
 };
 
-struct model_key {
-    bool used;
-    int database;
-    size_t length;
-    int64_t ends; /* by the server's clock; DLOCKI_NEVER                            */
-    uint64_t fence;
-    char owner[64];
-    char key[DLOCK_KEY_MAX];
-};
-
 /* One command that the server saw. */
 struct seen {
     int kind;
     bool whole; /* the script's text was in it                                    */
     bool executed;
+    bool inbox; /* on a connection that subscribes                                */
     int database;
-    int result; /* 1: granted, given back, extended                               */
+    int result;    /* 1: granted, given back, extended, there                       */
+    int flags;     /* that a release or a break answered                            */
+    char letter;   /* of the ticket that an ask wants, or a release removes; 0 = none */
+    int64_t score; /* that an ask presented; 0 = none                               */
+    int64_t place; /* that it was answered; 0 = none                                */
     unsigned socket;
     int64_t at;
     int64_t expiry_ms;
-    char owner[DLOCKI_OWNER_LENGTH + 1];
+    char owner[DLOCKI_OWNER_LENGTH + 1]; /* SUBSCRIBE: the channel                  */
+    char ticket[TICKET_LENGTH];          /* that a release is to remove; "" = none  */
+};
+
+/* One message that was sent to one inbox. */
+struct seen_message {
+    unsigned socket;
+    int64_t at;
+    bool whole; /* no fault had to do with it                                     */
+    char text[128];
+};
+
+/* What the outer set of a factory is made of. */
+struct fake_set {
+    bool open;
+    struct {
+        int fd; /* 0 = none */
+        short events;
+    } watched[WORLD_WATCHED];
+};
+
+struct fake_timer {
+    bool open;
+    int64_t at;
 };
 
 struct world;
@@ -149,6 +186,7 @@ struct world {
     int64_t latency_ms; /* one way                                                        */
     int64_t pause_ms;   /* every wait takes so much longer: a busy machine                */
     bool no_descriptors;
+    bool vanishes; /* the server never learns that the library closes a connection    */
     bool one_byte; /* send takes one, then EAGAIN                                    */
     bool no_random;
     long send_room; /* bytes that send still takes; -1 = any number                   */
@@ -160,15 +198,17 @@ struct world {
     int most_spins;
     void (*on_wait)(struct world *world);
     dlock_lock *lock; /* for on_wait                                                    */
-    bool woken;       /* somebody may have written to a wake-up descriptor */
+    bool woken;       /* wake-up descriptors are worth a look: somebody was cancelled */
     int cancel_at;    /* the wait at which cancel_on_wait does; the send that is the last */
     int resolves;
     int connects;
-    int64_t connected_at[WORLD_LOG]; /* when connect was called                            */
     int sends;
     int receives;
     int open_sockets;
     int open_wakes;
+    int open_sets;   /* and timers                                                     */
+    struct fake_set sets[WORLD_SETS];
+    struct fake_timer timers[WORLD_SETS];
     int address_count;
     struct fake_address addresses[WORLD_ADDRESSES];
     struct world_event events[WORLD_EVENTS];
@@ -178,22 +218,28 @@ struct world {
     bool newest_first; /* of the connections that have sent something, it reads that one */
     bool any_order;    /* or any */
     bool needs_password;
-    bool loaded[3]; /* acquire, release, extend                                       */
+    bool loaded[WORLD_SCRIPTS]; /* acquire, release, extend, inspect, break               */
     const char *user;
     const char *password;
     int database;    /* of the keys that the helpers below mean */
     int64_t jump_ms; /* its clock was set                                              */
-    uint64_t fence;
+    uint64_t fence;  /* the last one given                                             */
+    struct model *model;
     int fault_count;
     int served; /* commands                                                       */
     int wholes; /* scripts that came as text                                      */
     int log_count;
+    int message_count;
     struct fault faults[WORLD_FAULTS];
-    struct model_key keys[WORLD_KEYS];
-    struct seen log[WORLD_LOG];
     int socket_count; /* slots ever used                                                */
     unsigned socket_number;
+    /* From here on nothing is cleared: it is not looked at before it is written. */
     struct fake_socket sockets[WORLD_SOCKETS];
+    struct seen log[WORLD_LOG];
+    struct seen_message messages[WORLD_LOG];
+    int64_t connected_at[WORLD_LOG]; /* when connect was called                            */
+    struct model_reply reply;
+    struct model_lua *lua;
 };
 
 static inline uint64_t world_random(struct world *world)
@@ -309,53 +355,33 @@ static inline int64_t stream_next(const struct stream *stream, int64_t now)
     return DLOCKI_NEVER;
 }
 
-/* --------------------------------------------------------------------------- the model's keys */
+/* -------------------------------------------------------------------------- the server's keys */
 
-static inline int64_t model_now(const struct world *world)
+/* The server's clock, which a test may have set. It goes round, so that microseconds can still be
+ * counted where the library's clock is close to its end. */
+static inline int64_t server_now_us(const struct world *world)
 {
-    return world->now + world->jump_ms;
+    int64_t span = world->now + world->jump_ms - WORLD_START;
+    return WORLD_WALL_US + span % INT64_C(1000000000000) * 1000;
 }
 
-static inline int64_t model_now_us(const struct world *world)
-{
-    int64_t span = model_now(world) - WORLD_START;
-    return WORLD_WALL_US + dlocki_least(span, INT64_C(1000000000000)) * 1000;
-}
-
+/* NULL: it is not there. */
 static inline struct model_key *model_find(struct world *world, int database, const void *key,
                                            size_t length)
 {
-    for (int i = 0; i < WORLD_KEYS; i++) {
-        struct model_key *one = &world->keys[i];
-        if (one->used && one->ends <= model_now(world)) {
-            one->used = false;
-        }
-        if (one->used && one->database == database && one->length == length &&
-            memcmp(one->key, key, length) == 0) {
-            return one;
-        }
-    }
-    return NULL;
+    return model_key_find(world->model, database, key, length, server_now_us(world));
 }
 
 static inline struct model_key *model_set(struct world *world, int database, const void *key,
                                           size_t length, const char *owner, int64_t expiry_ms)
 {
-    for (int i = 0; i < WORLD_KEYS; i++) {
-        struct model_key *one = &world->keys[i];
-        if (!one->used) {
-            one->used = true;
-            one->database = database;
-            one->length = length;
-            one->fence = 0;
-            one->ends = dlocki_plus(model_now(world), expiry_ms);
-            memcpy(one->key, key, length);
-            (void)snprintf(one->owner, sizeof one->owner, "%s", owner);
-            return one;
-        }
-    }
-    fail_msg("more than %d keys", WORLD_KEYS);
-    return NULL;
+    int64_t ends = dlocki_plus(server_now_us(world) / 1000, expiry_ms);
+    return model_key_set(world->model, database, key, length, owner, strlen(owner), ends);
+}
+
+static inline struct model_key *world_find(struct world *world, const char *key)
+{
+    return model_find(world, world->database, key, strlen(key));
 }
 
 /* Somebody else takes a key, for so long. */
@@ -366,36 +392,122 @@ static inline void world_hold(struct world *world, const char *key, int64_t expi
 
 static inline void world_delete(struct world *world, const char *key)
 {
-    struct model_key *one = model_find(world, world->database, key, strlen(key));
+    struct model_key *one = world_find(world, key);
     if (one != NULL) {
-        one->used = false;
+        model_key_delete(world->model, one);
     }
 }
 
 /* Who holds a key? "" = nobody. */
 static inline const char *world_holder(struct world *world, const char *key)
 {
-    struct model_key *one = model_find(world, world->database, key, strlen(key));
-    return one != NULL ? one->owner : "";
+    struct model_key *one = world_find(world, key);
+    return one == NULL ? "" : one->sorted ? "a sorted set" : one->bytes;
 }
 
 static inline int64_t world_lease(struct world *world, const char *key)
 {
-    struct model_key *one = model_find(world, world->database, key, strlen(key));
-    return one != NULL ? one->ends - model_now(world) : 0;
+    struct model_key *one = world_find(world, key);
+    return one != NULL ? one->ends - server_now_us(world) / 1000 : 0;
 }
 
-/* In all databases. */
+/* "queue" or "fence": is it such a key, which stands beside a lock? */
+static inline bool key_is_helper(const struct model_key *key, const char *name)
+{
+    size_t length = strlen(name);
+    const char *end = key->key + key->key_length;
+    return (key->key_length > length + 2 && memcmp(end - length - 2, "}:", 2) == 0 &&
+            memcmp(end - length, name, length) == 0) ||
+           (key->key_length > length + 7 && memcmp(end - length - 7, ":dlock:", 7) == 0 &&
+            memcmp(end - length, name, length) == 0);
+}
+
+/* The key that stands beside a lock; NULL: it is not there. */
+static inline struct model_key *world_helper(struct world *world, const char *key, const char *name)
+{
+    char text[DLOCK_KEY_MAX + 32];
+    bool tagged = dlocki_key_has_tag(key, strlen(key));
+    (void)snprintf(text, sizeof text, tagged ? "%s:dlock:%s" : "{%s}:%s", key, name);
+    return world_find(world, text);
+}
+
+/* Locks, in all databases. */
 static inline int world_key_count(struct world *world)
 {
     int count = 0;
-    for (int i = 0; i < WORLD_KEYS; i++) {
-        count += world->keys[i].used && world->keys[i].ends > model_now(world);
+    struct model_key *key = NULL;
+    while ((key = model_key_next(world->model, key, server_now_us(world))) != NULL) {
+        count += !key_is_helper(key, "queue") && !key_is_helper(key, "fence");
     }
     return count;
 }
 
-/* -------------------------------------------------------------------------- the model's verbs */
+/* Places in line, for all locks in all databases. */
+static inline int world_ticket_count(struct world *world)
+{
+    int count = 0;
+    struct model_key *key = NULL;
+    while ((key = model_key_next(world->model, key, server_now_us(world))) != NULL) {
+        count += key->sorted && key_is_helper(key, "queue") ? (int)key->count : 0;
+    }
+    return count;
+}
+
+/* The ticket at a place in a lock's line, counted from 1; NULL: nobody is there. */
+static inline const struct model_member *world_ticket(struct world *world, const char *key,
+                                                      size_t place)
+{
+    const struct model_key *line = world_helper(world, key, "queue");
+    return line != NULL && line->sorted && place >= 1 && place <= line->count
+               ? &line->members[place - 1]
+               : NULL;
+}
+
+/* What is known of a lock's fences; 0 = nothing. */
+static inline uint64_t world_counter(struct world *world, const char *key)
+{
+    return (uint64_t)model_key_score(world_helper(world, key, "fence"), "f", 1, 0);
+}
+
+/* The lock that this owner holds may stay, as far as world_key_count is concerned. */
+static inline void world_strike(struct world *world, const char *owner)
+{
+    struct model_key *key = model_key_next(world->model, NULL, server_now_us(world));
+    while (key != NULL) {
+        struct model_key *next = model_key_next(world->model, key, server_now_us(world));
+        if (!key->sorted && strcmp(key->bytes, owner) == 0) {
+            model_key_delete(world->model, key);
+        }
+        key = next;
+    }
+}
+
+/* All data is lost. */
+static inline void world_flush(struct world *world)
+{
+    struct model_key *key;
+    while ((key = model_key_next(world->model, NULL, INT64_MIN)) != NULL) {
+        model_key_delete(world->model, key);
+    }
+}
+
+static inline struct model_switches *world_switches(struct world *world)
+{
+    return model_switches(world->model);
+}
+
+/* How many inboxes are subscribed, as far as the server knows? */
+static inline int world_inbox_count(const struct world *world)
+{
+    int count = 0;
+    for (int i = 0; i < world->socket_count; i++) {
+        count += world->sockets[i].alive && !world->sockets[i].hung_up &&
+                 world->sockets[i].client.channel_count > 0;
+    }
+    return count;
+}
+
+/* --------------------------------------------------------------------------- what is asked for */
 
 struct request {
     int count;
@@ -456,17 +568,25 @@ static inline int64_t word_number(const struct request *request, int i)
     return strtoll(text, NULL, 10);
 }
 
-static const char *const script_texts[3] = {DLOCKI_LUA_ACQUIRE, DLOCKI_LUA_RELEASE,
-                                            DLOCKI_LUA_EXTEND};
-static const char *const script_sums[3] = {DLOCKI_LUA_ACQUIRE_SHA1, DLOCKI_LUA_RELEASE_SHA1,
-                                           DLOCKI_LUA_EXTEND_SHA1};
-static const int script_kinds[3] = {DLOCKI_ASK, DLOCKI_GIVE_BACK, DLOCKI_EXTEND};
+static const struct {
+    int kind; /* enum dlocki_command_kind */
+    int keys;
+    const char *text;
+    const char *sum;
+} world_scripts[WORLD_SCRIPTS] = {
+    {DLOCKI_ASK, 3, DLOCKI_LUA_ACQUIRE, DLOCKI_LUA_ACQUIRE_SHA1},
+    {DLOCKI_GIVE_BACK, 3, DLOCKI_LUA_RELEASE, DLOCKI_LUA_RELEASE_SHA1},
+    {DLOCKI_EXTEND, 1, DLOCKI_LUA_EXTEND, DLOCKI_LUA_EXTEND_SHA1},
+    {DLOCKI_INSPECT, 3, DLOCKI_LUA_INSPECT, DLOCKI_LUA_INSPECT_SHA1},
+    {DLOCKI_BREAK, 3, DLOCKI_LUA_BREAK, DLOCKI_LUA_BREAK_SHA1},
+};
 
+/* Which script does this EVAL or EVALSHA run? */
 static inline int request_script(const struct request *request)
 {
     bool whole = word_is(request, 0, "EVAL");
-    for (int i = 0; i < 3; i++) {
-        if (word_is(request, 1, whole ? script_texts[i] : script_sums[i])) {
+    for (int i = 0; i < WORLD_SCRIPTS; i++) {
+        if (word_is(request, 1, whole ? world_scripts[i].text : world_scripts[i].sum)) {
             return i;
         }
     }
@@ -474,149 +594,212 @@ static inline int request_script(const struct request *request)
     return 0;
 }
 
+/* A word as text, cut to what fits. */
+static inline void word_copy(const struct request *request, int i, char *text, size_t size)
+{
+    size_t length = request->lengths[i] < size - 1 ? request->lengths[i] : size - 1;
+    memcpy(text, request->words[i], length);
+    text[length] = 0;
+}
+
+/* A script's arguments begin at `at`. */
+static inline void request_look_script(const struct request *request, int at, struct seen *seen)
+{
+    bool asks = seen->kind == DLOCKI_ASK;
+    if (seen->kind == DLOCKI_INSPECT || seen->kind == DLOCKI_BREAK) {
+        assert_int_equal(request->count, at);
+        return;
+    }
+    assert_true(request->count > at && request->lengths[at] == DLOCKI_OWNER_LENGTH);
+    word_copy(request, at, seen->owner, sizeof seen->owner);
+    if (seen->kind == DLOCKI_GIVE_BACK) {
+        assert_in_range(request->count, at + 1, at + 2);
+        if (request->count > at + 1) {
+            assert_in_range(request->lengths[at + 1], 0, sizeof seen->ticket - 1);
+            word_copy(request, at + 1, seen->ticket, sizeof seen->ticket);
+            seen->letter = seen->ticket[0] != 0 ? seen->ticket[strlen(seen->ticket) - 1] : 0;
+        }
+        return;
+    }
+    assert_in_range(request->count, at + 2, asks ? at + 5 : at + 2);
+    seen->expiry_ms = word_number(request, at + 1);
+    if (asks && request->count > at + 2) {
+        assert_in_range(request->lengths[at + 2], 0, 1);
+        seen->letter = request->lengths[at + 2] == 1 ? request->words[at + 2][0] : 0;
+    }
+    if (asks && request->count > at + 3) {
+        seen->score = word_number(request, at + 3);
+    }
+}
+
 /* Which of enum dlocki_command_kind is it? Fills in what is logged. */
 static inline void request_look(const struct request *request, struct seen *seen)
 {
-    static const char *const names[] = {"AUTH", "SELECT", "CLIENT", "PING", "SET"};
-    int owner = 2;
+    static const struct {
+        const char *name;
+        int kind;
+    } plain[] = {{"AUTH", DLOCKI_AUTH}, {"SELECT", DLOCKI_SELECT},       {"CLIENT", DLOCKI_SETNAME},
+                 {"PING", DLOCKI_PING}, {"SUBSCRIBE", DLOCKI_SUBSCRIBE}, {"SET", DLOCKI_SET}};
+    int script;
     memset(seen, 0, sizeof *seen);
-    for (seen->kind = 0; seen->kind < 5; seen->kind++) {
-        if (word_is(request, 0, names[seen->kind])) {
-            break;
-        }
-    }
-    if (seen->kind < DLOCKI_SET) {
-        return;
-    }
-    if (seen->kind != DLOCKI_SET) {
-        int script = request_script(request);
-        bool one_key = script_kinds[script] == DLOCKI_EXTEND;
-        seen->kind = script_kinds[script];
-        seen->whole = word_is(request, 0, "EVAL");
-        assert_int_equal(word_number(request, 2), one_key ? 1 : 3);
-        owner = one_key ? 4 : 6;
-    }
-    assert_int_equal(request->lengths[owner], DLOCKI_OWNER_LENGTH);
-    memcpy(seen->owner, request->words[owner], DLOCKI_OWNER_LENGTH);
-    if (seen->kind == DLOCKI_SET) {
-        seen->expiry_ms = word_number(request, 5);
-    } else if (seen->kind != DLOCKI_GIVE_BACK) {
-        seen->expiry_ms = word_number(request, owner + 1);
-    }
-}
-
-/* acquire: the script's answers, for a lock without a queue. */
-static inline void model_ask(struct world *world, const struct request *request, struct seen *seen,
-                             char *reply, size_t size)
-{
-    const char *key = request->words[3];
-    size_t length = request->lengths[3];
-    bool fenced = !word_is(request, 10, "0"); /* left out: yes */
-    struct model_key *holder = model_find(world, seen->database, key, length);
-    bool is_free = holder == NULL;
-    assert_true(request->count == 8 || request->count == 11);
-    if (holder == NULL) {
-        holder = model_set(world, seen->database, key, length, seen->owner, seen->expiry_ms);
-        if (fenced) {
-            uint64_t floor = (uint64_t)model_now_us(world);
-            world->fence = (world->fence > floor ? world->fence : floor) + 1;
-            holder->fence = world->fence;
-        }
-    }
-    if (strcmp(holder->owner, seen->owner) == 0) {
-        seen->result = 1;
-        if (is_free && fenced) {   /* the whole lease, and nothing else to say */
-            (void)snprintf(reply, size, ":%lld\r\n", (long long)holder->fence);
+    for (int i = 0; i < 6; i++) {
+        if (word_is(request, 0, plain[i].name)) {
+            seen->kind = plain[i].kind;
+            if (seen->kind == DLOCKI_SET) {
+                assert_true(word_is(request, 3, "NX") && word_is(request, 4, "PX"));
+                word_copy(request, 2, seen->owner, sizeof seen->owner);
+                seen->expiry_ms = word_number(request, 5);
+            } else if (seen->kind == DLOCKI_SUBSCRIBE) {
+                word_copy(request, 1, seen->owner, sizeof seen->owner);
+            }
             return;
         }
-        (void)snprintf(reply, size, "*4\r\n:1\r\n:%lld\r\n:%lld\r\n:%lld\r\n",
-                       (long long)holder->fence, (long long)(holder->ends - model_now(world)),
-                       (long long)model_now_us(world));
-        return;
     }
-    (void)snprintf(reply, size, "*6\r\n:0\r\n:%lld\r\n:%lld\r\n:0\r\n:0\r\n:%d\r\n",
-                   holder->ends == DLOCKI_NEVER ? -1LL
-                                                : (long long)(holder->ends - model_now(world)),
-                   (long long)model_now_us(world), strncmp(holder->owner, "dl1-", 4) != 0);
+    script = request_script(request);
+    seen->kind = world_scripts[script].kind;
+    seen->whole = word_is(request, 0, "EVAL");
+    assert_int_equal(word_number(request, 2), world_scripts[script].keys);
+    request_look_script(request, 3 + world_scripts[script].keys, seen);
 }
 
-static inline void model_lock_command(struct world *world, const struct request *request,
-                                      struct seen *seen, char *reply, size_t size)
+/* Is it about a lock, and not about the connection? */
+static inline bool seen_is_about_lock(const struct seen *seen)
 {
-    int at = seen->kind == DLOCKI_SET ? 1 : 3;
-    struct model_key *holder =
-        model_find(world, seen->database, request->words[at], request->lengths[at]);
-    bool ours = holder != NULL && strcmp(holder->owner, seen->owner) == 0;
+    return seen->kind == DLOCKI_SET || seen->kind == DLOCKI_ASK || seen->kind == DLOCKI_EXTEND ||
+           seen->kind == DLOCKI_GIVE_BACK || seen->kind == DLOCKI_INSPECT ||
+           seen->kind == DLOCKI_BREAK;
+}
+
+/* -------------------------------------------------------------------------- what is executed */
+
+/* The integers that a reply begins with: one, or those of an array; how many. */
+static inline int reply_numbers(const struct model_reply *reply, int64_t *numbers, int room)
+{
+    const char *at = reply->bytes;
+    const char *end = reply->bytes + reply->length;
+    int count = 0;
+    if (at < end && *at == '*') {
+        at = (const char *)memchr(at, '\n', reply->length) + 1;
+    }
+    while (at < end && *at == ':' && count < room) {
+        numbers[count++] = strtoll(at + 1, NULL, 10);
+        at = (const char *)memchr(at, '\n', (size_t)(end - at)) + 1;
+    }
+    return count;
+}
+
+/* What became of a command about a lock. */
+static inline void seen_look(struct world *world, struct seen *seen,
+                             const struct model_reply *reply)
+{
+    int64_t numbers[6] = {0};
+    int count = reply_numbers(reply, numbers, 6);
+    int64_t fence = 0;
+    seen->executed = strncmp(reply->bytes, "-NO", 3) != 0;
     switch (seen->kind) {
     case DLOCKI_SET:
-        assert_true(word_is(request, 3, "NX") && word_is(request, 4, "PX"));
-        seen->result = holder == NULL;
-        if (holder == NULL) {
-            model_set(world, seen->database, request->words[1], request->lengths[1], seen->owner,
-                      seen->expiry_ms);
-        }
-        (void)snprintf(reply, size, "%s", seen->result ? "+OK\r\n" : "$-1\r\n");
-        return;
+        seen->result = reply->bytes[0] == '+';
+        break;
     case DLOCKI_ASK:
-        model_ask(world, request, seen, reply, size);
-        return;
+        seen->result = count == 1 || (count == 4 && numbers[0] == 1);
+        seen->result = seen->result && (reply->bytes[0] == ':' || count == 4);
+        seen->place = count == 6 ? numbers[4] : 0;
+        fence = reply->bytes[0] == ':' ? numbers[0] : count == 4 ? numbers[1] : 0;
+        world->fence = fence > 0 ? (uint64_t)fence : world->fence;
+        break;
+    case DLOCKI_INSPECT:
+        seen->result = count > 0 && numbers[0] != -2;
+        break;
     case DLOCKI_EXTEND:
-        if (ours) {
-            holder->ends = dlocki_most(holder->ends, model_now(world) + seen->expiry_ms);
-        }
+        seen->result = count == 1 && numbers[0] == 1;
         break;
     default:
-        if (ours) {
-            holder->used = false;
-        }
+        seen->flags = count == 1 ? (int)numbers[0] : 0;
+        seen->result = seen->flags & 1;
         break;
     }
-    seen->result = ours;
-    (void)snprintf(reply, size, ":%d\r\n", ours);
 }
 
-/* Executes a command; the text of the reply. */
-static inline void model_execute(struct world *world, struct fake_socket *socket,
-                                 const struct request *request, struct seen *seen, char *reply,
-                                 size_t size)
+/* A test that has struck out a script means that the server has lost it. */
+static inline void scripts_obey(struct world *world, int script)
 {
-    int script;
+    if (!world->loaded[script]) {
+        model_forget_scripts(world->model);
+        for (int i = 0; i < WORLD_SCRIPTS; i++) {
+            if (world->loaded[i]) {
+                model_load_script(world->model, world_scripts[i].text,
+                                  strlen(world_scripts[i].text));
+            }
+        }
+    }
+}
+
+static inline void reply_say(struct model_reply *reply, const char *text)
+{
+    size_t length = strlen(text);
+    if (reply->room < length + 1) {
+        reply->bytes = (char *)realloc(reply->bytes, length + 1);
+        assert_non_null(reply->bytes);
+        reply->room = length + 1;
+    }
+    memcpy(reply->bytes, text, length + 1);
+    reply->length = length;
+}
+
+static inline void server_authenticate(struct world *world, struct fake_socket *socket,
+                                       const struct request *request)
+{
+    bool right = world->password != NULL && word_is(request, request->count - 1, world->password) &&
+                 (request->count == 2 || word_is(request, 1, world->user));
+    socket->authenticated = socket->authenticated || right;
+    reply_say(&world->reply, world->password == NULL
+                                 ? "-ERR AUTH <password> called without any password configured\r\n"
+                             : right ? "+OK\r\n"
+                                     : "-WRONGPASS invalid username-password pair\r\n");
+}
+
+/* A connection that is over for the server is nobody's inbox any more. */
+static inline void server_unsubscribe(struct world *world)
+{
+    for (int i = 0; i < world->socket_count; i++) {
+        struct fake_socket *socket = &world->sockets[i];
+        if (socket->client.channel_count > 0 && (socket->hung_up || !socket->alive)) {
+            model_client_close(world->model, &socket->client);
+        }
+    }
+}
+
+/* Executes a command; the reply is in world->reply. */
+static inline void server_execute(struct world *world, struct fake_socket *socket,
+                                  const struct request *request, struct seen *seen)
+{
+    bool is_script = word_is(request, 0, "EVAL") || word_is(request, 0, "EVALSHA");
+    int script = is_script ? request_script(request) : 0;
+    struct model_reply *reply = &world->reply;
+    reply->length = 0;
     if (seen->kind == DLOCKI_AUTH) {
-        bool right = world->password != NULL &&
-                     word_is(request, request->count - 1, world->password) &&
-                     (request->count == 2 || word_is(request, 1, world->user));
-        socket->authenticated = socket->authenticated || right;
-        (void)snprintf(reply, size, "%s",
-                       world->password == NULL
-                           ? "-ERR AUTH <password> called without any password configured\r\n"
-                       : right ? "+OK\r\n"
-                               : "-WRONGPASS invalid username-password pair\r\n");
+        server_authenticate(world, socket, request);
         return;
     }
     if (world->needs_password && !socket->authenticated) {
-        (void)snprintf(reply, size, "-NOAUTH Authentication required.\r\n");
+        reply_say(reply, "-NOAUTH Authentication required.\r\n");
         return;
     }
-    if (seen->kind == DLOCKI_SELECT) {
-        socket->database = (int)word_number(request, 1);
+    server_unsubscribe(world);
+    if (is_script) {
+        scripts_obey(world, script);
     }
-    if (seen->kind < DLOCKI_SET) {
-        (void)snprintf(reply, size, "%s", seen->kind == DLOCKI_PING ? "+PONG\r\n" : "+OK\r\n");
-        return;
+    model_execute(world->model, &socket->client, request->count, request->words, request->lengths,
+                  server_now_us(world), reply);
+    if (is_script) {
+        world->loaded[script] = model_knows_script(world->model, world_scripts[script].sum);
     }
-    if (seen->kind != DLOCKI_SET) {
-        script = request_script(request);
-        if (!seen->whole && !world->loaded[script]) {
-            (void)snprintf(reply, size, "-NOSCRIPT No matching script.\r\n");
-            return;
-        }
-        world->loaded[script] = true;
+    if (seen_is_about_lock(seen)) {
+        seen_look(world, seen, reply);
     }
-    seen->executed = true;
-    model_lock_command(world, request, seen, reply, size);
 }
 
-/* ------------------------------------------------------------------------ the model's sockets */
+/* ----------------------------------------------------------------------- the server's sockets */
 
 static inline void socket_hang_up(struct world *world, struct fake_socket *socket, bool reset)
 {
@@ -626,12 +809,22 @@ static inline void socket_hang_up(struct world *world, struct fake_socket *socke
     stream_clear(&socket->up);
 }
 
+/* Is a fault meant for such a command, or for a message, on this connection? */
+static inline bool fault_is_for(const struct fault *fault, int command,
+                                const struct fake_socket *socket)
+{
+    return (fault->command == command || (fault->command == ANY_COMMAND && command != A_MESSAGE)) &&
+           (fault->side == ANY_SIDE || (fault->side == ON_INBOX) == socket->inbox) &&
+           (fault->socket == 0 || fault->socket == socket->number);
+}
+
 /* The fault that is due for this command; false: none. */
-static inline bool fault_take(struct world *world, int command, struct fault *due)
+static inline bool fault_take(struct world *world, int command, const struct fake_socket *socket,
+                              struct fault *due)
 {
     for (int i = 0; i < world->fault_count; i++) {
         struct fault *fault = &world->faults[i];
-        if (fault->command != ANY_COMMAND && fault->command != command) {
+        if (!fault_is_for(fault, command, socket)) {
             continue;
         }
         if (fault->skip > 0) {
@@ -656,11 +849,10 @@ static inline void server_goes_on(struct world *world)
 }
 
 /* The reply's way back, with what goes wrong there. */
-static inline void model_reply(struct world *world, struct fake_socket *socket,
-                               const struct fault *fault, const char *reply)
+static inline void server_reply(struct world *world, struct fake_socket *socket,
+                                const struct fault *fault, const char *reply, size_t length)
 {
     struct stream *down = &socket->down;
-    size_t length = strlen(reply);
     size_t head = fault != NULL && fault->bytes < length ? fault->bytes : length;
     int64_t due = world->now + world->latency_ms;
     if (fault == NULL) {
@@ -688,6 +880,10 @@ static inline void model_reply(struct world *world, struct fake_socket *socket,
         stream_put(down, reply, length, due);
         stream_put(down, fault->text, strlen(fault->text), due + fault->delay_ms);
         break;
+    case FAULT_TWICE:
+        stream_put(down, reply, length, due);
+        stream_put(down, reply, length, due + fault->delay_ms);
+        break;
     case FAULT_ANSWER:
     case FAULT_ANSWER_AFTER:
         stream_put(down, fault->text, strlen(fault->text), due + fault->delay_ms);
@@ -704,7 +900,57 @@ static inline void model_reply(struct world *world, struct fake_socket *socket,
     }
 }
 
-static inline void model_log(struct world *world, const struct seen *seen)
+/* The payload of a message, which ends where its bytes do: behind the words "message" and the
+ * channel, each with its length in front. */
+static inline const char *message_payload(const char *bytes, size_t *length)
+{
+    for (int i = 0; i < 3; i++) {
+        bytes = strchr(bytes, '$') + 1;
+        *length = (size_t)strtoul(bytes, NULL, 10);
+        bytes = strchr(bytes, '\n') + 1;
+        bytes += i < 2 ? *length : 0;
+    }
+    return bytes;
+}
+
+static inline void message_log(struct world *world, const struct fake_socket *socket, bool whole,
+                               const char *payload, size_t length)
+{
+    long long fence;
+    if (sscanf(payload, "g dl1-%*32s %lld", &fence) == 1 && fence > 0) {
+        world->fence = (uint64_t)fence;
+    }
+    if (world->message_count < WORLD_LOG) {
+        struct seen_message *message = &world->messages[world->message_count++];
+        message->socket = socket->number;
+        message->at = world->now;
+        message->whole = whole;
+        (void)snprintf(message->text, sizeof message->text, "%.*s", (int)length, payload);
+    }
+}
+
+/* A published message on its way to one inbox; the model calls it. */
+static inline void server_deliver(void *user, struct model_client *to, const char *bytes,
+                                  size_t length)
+{
+    struct world *world = (struct world *)user;
+    struct fake_socket *socket = (struct fake_socket *)to->user;
+    struct fault fault;
+    bool faulty = fault_take(world, A_MESSAGE, socket, &fault);
+    size_t payload_length;
+    const char *payload = message_payload(bytes, &payload_length);
+    if (faulty && (fault.kind == FAULT_MUTE || fault.kind == FAULT_DEAF)) {
+        socket->mute = true;
+        socket->deaf = socket->deaf || fault.kind == FAULT_DEAF;
+    }
+    message_log(world, socket, !faulty && !socket->mute && !socket->hung_up, payload,
+                payload_length);
+    if (!socket->mute && !socket->hung_up) {
+        server_reply(world, socket, faulty ? &fault : NULL, bytes, length);
+    }
+}
+
+static inline void server_log(struct world *world, const struct seen *seen)
 {
     world->served++;
     world->wholes += seen->whole;
@@ -713,21 +959,37 @@ static inline void model_log(struct world *world, const struct seen *seen)
     }
 }
 
-/* Serves one command of this connection; false: there is none, or the server has just stopped. */
-static inline bool model_serve_one(struct world *world, struct fake_socket *socket)
+/* Is a command executed in spite of this fault? */
+static inline bool fault_lets_execute(const struct fault *fault)
 {
-    char reply[256] = "";
+    return fault->kind != FAULT_DROP_REQUEST && fault->kind != FAULT_CLOSE_BEFORE &&
+           fault->kind != FAULT_ANSWER && fault->kind != FAULT_FLOOD;
+}
+
+/* Whose connection is it? Owners and channels begin with the factory's digits. */
+static inline void socket_learn(struct fake_socket *socket, const struct seen *seen)
+{
+    const char *id = seen->kind == DLOCKI_SUBSCRIBE ? seen->owner + 6 : seen->owner + 4;
+    socket->inbox = socket->inbox || seen->kind == DLOCKI_SUBSCRIBE;
+    if (strlen(seen->owner) >= 6 + 16) {
+        memcpy(socket->id, id, 16);
+    }
+}
+
+/* Serves one command of this connection; false: there is none, or the server has just stopped. */
+static inline bool server_serve_one(struct world *world, struct fake_socket *socket)
+{
     struct request request;
     struct seen seen;
     struct fault fault;
     bool faulty;
-    bool executed;
     size_t arrived = stream_arrived(&socket->up, world->now);
     if (!request_parse(socket->up.bytes + socket->up.from, arrived, &request)) {
         return false;
     }
     request_look(&request, &seen);
-    faulty = fault_take(world, seen.kind, &fault);
+    socket_learn(socket, &seen);
+    faulty = fault_take(world, seen.kind, socket, &fault);
     if (faulty && fault.kind == FAULT_STOP) {
         world->stopped = true;
         if (fault.delay_ms > 0) {
@@ -735,38 +997,41 @@ static inline bool model_serve_one(struct world *world, struct fake_socket *sock
         }
         return false;
     }
-    seen.database = socket->database;
+    seen.inbox = socket->inbox;
+    seen.database = socket->client.database;
     seen.socket = socket->number;
     seen.at = world->now;
     socket->deaf = socket->deaf || (faulty && fault.kind == FAULT_DEAF);
     socket->mute = socket->mute || socket->deaf || (faulty && fault.kind == FAULT_MUTE);
-    executed = !faulty || (fault.kind != FAULT_DROP_REQUEST && fault.kind != FAULT_CLOSE_BEFORE &&
-                           fault.kind != FAULT_ANSWER && fault.kind != FAULT_FLOOD);
-    if (executed && !socket->deaf) {
-        model_execute(world, socket, &request, &seen, reply, sizeof reply);
+    reply_say(&world->reply, "");
+    if (!socket->deaf && (!faulty || fault_lets_execute(&fault))) {
+        server_execute(world, socket, &request, &seen);
     }
-    model_log(world, &seen);
+    server_log(world, &seen);
     stream_take(&socket->up, request.size);
-    if (!socket->mute) {
-        model_reply(world, socket, faulty ? &fault : NULL, reply);
+    if (!socket->mute && !socket->hung_up) {
+        server_reply(world, socket, faulty ? &fault : NULL, world->reply.bytes,
+                     world->reply.length);
     }
     return true;
 }
 
 /* A connection that the library closed, and of which the server has read all it can. */
-static inline void model_forget(struct world *world, struct fake_socket *socket)
+static inline void server_forget(struct world *world, struct fake_socket *socket)
 {
-    bool may_come = world->stopped || stream_next(&socket->up, world->now) != DLOCKI_NEVER;
+    bool may_come = world->stopped || world->now < socket->closed_at ||
+                    stream_next(&socket->up, world->now) != DLOCKI_NEVER;
     if (socket->alive && !socket->open && (socket->hung_up || !may_come)) {
         socket->alive = false;
+        model_client_close(world->model, &socket->client);
     }
 }
 
 /* Of two connections that have both sent something, is `one` read before `other`? As a rule what
  * came first is; but a server that was stopped finds both at once. What is sent only after it
  * answered comes later in any case, and that is what a PING in between is good for. */
-static inline bool model_reads_first(struct world *world, const struct fake_socket *one,
-                                     const struct fake_socket *other)
+static inline bool server_reads_first(struct world *world, const struct fake_socket *one,
+                                      const struct fake_socket *other)
 {
     if (other == NULL || world->newest_first) {
         return other == NULL || one->number > other->number;
@@ -778,7 +1043,7 @@ static inline bool model_reads_first(struct world *world, const struct fake_sock
 }
 
 /* Reads the connections until nothing is left that has arrived. */
-static inline void model_serve(struct world *world)
+static inline void server_serve(struct world *world)
 {
     bool tried[WORLD_SOCKETS] = {false};
     while (!world->stopped && !world->down) {
@@ -787,17 +1052,17 @@ static inline void model_serve(struct world *world)
             struct fake_socket *one = &world->sockets[i];
             if (one->alive && one->up.mark_count > 0 && !tried[i] &&
                 one->up.marks[one->up.mark_first].due <= world->now &&
-                model_reads_first(world, one, next)) {
+                server_reads_first(world, one, next)) {
                 next = one;
             }
         }
         if (next == NULL) {
             break;
         }
-        tried[next - world->sockets] = !model_serve_one(world, next);
+        tried[next - world->sockets] = !server_serve_one(world, next);
     }
     for (int i = 0; i < world->socket_count && !world->stopped; i++) {
-        model_forget(world, &world->sockets[i]);
+        server_forget(world, &world->sockets[i]);
     }
 }
 
@@ -812,6 +1077,30 @@ static inline void server_dies(struct world *world)
             socket_hang_up(world, &world->sockets[i], false);
         }
     }
+}
+
+/* Hangs up on every connection of one side; of one factory, or of all: NULL. */
+static inline void world_cut(struct world *world, enum side side, const dlock_factory *factory)
+{
+    for (int i = 0; i < world->socket_count; i++) {
+        struct fake_socket *socket = &world->sockets[i];
+        if (socket->alive && !socket->hung_up &&
+            (side == ANY_SIDE || (side == ON_INBOX) == socket->inbox) &&
+            (factory == NULL || strcmp(socket->id, factory->id) == 0)) {
+            socket_hang_up(world, socket, false);
+        }
+    }
+}
+
+/* Now; or at a given moment: world_at(world, span, world_cut_inbox). */
+static inline void world_cut_inbox(struct world *world)
+{
+    world_cut(world, ON_INBOX, NULL);
+}
+
+static inline void world_cut_commands(struct world *world)
+{
+    world_cut(world, ON_COMMANDS, NULL);
 }
 
 static inline void server_revives(struct world *world)
@@ -944,12 +1233,16 @@ static int fake_connect(void *world, const dlocki_address *address)
     socket->mute = false;
     socket->deaf = false;
     socket->authenticated = false;
+    socket->inbox = false;
     socket->flood = NULL;
-    socket->database = 0;
     socket->number = ++our->socket_number;
     socket->connect_errno = plan->later_errno;
     socket->connects_at = dlocki_plus(our->now, plan->delay_ms);
     socket->eof_at = 0;
+    socket->closed_at = 0;
+    memset(socket->id, 0, sizeof socket->id);
+    memset(&socket->client, 0, sizeof socket->client);
+    socket->client.user = socket;
     stream_clear(&socket->up);
     stream_clear(&socket->down);
     our->open_sockets++;
@@ -1000,7 +1293,7 @@ static long fake_send(void *world, int fd, const void *bytes, size_t count)
     our->sends++;
     if (!socket->hung_up) {
         stream_put(&socket->up, bytes, count, our->now + our->latency_ms);
-        model_serve(our);
+        server_serve(our);
     }
     return (long)count;
 }
@@ -1042,48 +1335,151 @@ static long fake_receive(void *world, int fd, void *bytes, size_t count)
 static void fake_close(void *world, int fd)
 {
     struct world *our = world_of(world);
+    struct fake_socket *socket;
     if (fd < WORLD_FD) {
         our->open_wakes--;
         assert_int_equal(close(fd), 0);
         return;
     }
-    socket_at(our, fd)->open = false;
+    if (fd >= WORLD_SET_FD) {
+        bool *open = fd >= WORLD_TIMER_FD ? &our->timers[fd - WORLD_TIMER_FD].open
+                                          : &our->sets[fd - WORLD_SET_FD].open;
+        assert_true(*open);
+        *open = false;
+        our->open_sets--;
+        return;
+    }
+    socket = socket_at(our, fd);
+    for (int i = 0; i < WORLD_SETS; i++) { /* which the kernel would forgive, but once only */
+        for (int j = 0; our->sets[i].open && j < WORLD_WATCHED; j++) {
+            assert_int_not_equal(our->sets[i].watched[j].fd, fd);
+        }
+    }
+    socket->open = false;
+    socket->closed_at = our->vanishes ? DLOCKI_NEVER : our->now + our->latency_ms;
     our->open_sockets--;
-    model_forget(our, &our->sockets[fd - WORLD_FD]);
+    server_forget(our, socket);
+}
+
+static int fake_set_open(void *world)
+{
+    struct world *our = world_of(world);
+    int i = 0;
+    if (kernel_fails(our) || our->no_descriptors) {
+        return -EMFILE;
+    }
+    while (our->sets[i].open) {
+        i++;
+        assert_true(i < WORLD_SETS);
+    }
+    memset(&our->sets[i], 0, sizeof our->sets[i]);
+    our->sets[i].open = true;
+    our->open_sets++;
+    return WORLD_SET_FD + i;
+}
+
+static void fake_set_watch(void *world, int set, int fd, short events)
+{
+    struct fake_set *one = &world_of(world)->sets[set - WORLD_SET_FD];
+    int free_at = -1;
+    assert_true(one->open);
+    for (int i = 0; i < WORLD_WATCHED; i++) {
+        if (one->watched[i].fd == fd) {
+            one->watched[i].events = events;
+            one->watched[i].fd = events != 0 ? fd : 0;
+            return;
+        }
+        free_at = one->watched[i].fd == 0 ? i : free_at;
+    }
+    if (events != 0) {
+        assert_true(free_at >= 0);
+        one->watched[free_at].fd = fd;
+        one->watched[free_at].events = events;
+    }
+}
+
+static int fake_timer_open(void *world)
+{
+    struct world *our = world_of(world);
+    int i = 0;
+    if (kernel_fails(our) || our->no_descriptors) {
+        return -EMFILE;
+    }
+    while (our->timers[i].open) {
+        i++;
+        assert_true(i < WORLD_SETS);
+    }
+    our->timers[i].open = true;
+    our->timers[i].at = DLOCKI_NEVER;
+    our->open_sets++;
+    return WORLD_TIMER_FD + i;
+}
+
+static void fake_timer_set(void *world, int timer, int64_t at)
+{
+    struct fake_timer *one = &world_of(world)->timers[timer - WORLD_TIMER_FD];
+    assert_true(one->open);
+    one->at = at;
+}
+
+/* What can be done with one descriptor of this kind, or of the two others? */
+static inline short world_events_of(struct world *world, int fd, short events)
+{
+    const struct fake_socket *socket;
+    short ready = 0;
+    if (fd >= WORLD_TIMER_FD) {
+        return world->timers[fd - WORLD_TIMER_FD].at <= world->now ? POLLIN : 0;
+    }
+    if (fd < WORLD_FD) {
+        struct pollfd real = {fd, events, 0};
+        return poll(&real, 1, 0) > 0 ? real.revents : 0;
+    }
+    socket = socket_at(world, fd);
+    if (world->now < socket->connects_at) {
+        return 0;
+    }
+    if (socket_readable(world, socket)) {
+        ready = POLLIN;
+    }
+    if (socket->connect_errno != 0) {
+        ready = POLLIN | POLLERR | POLLHUP;
+    }
+    if ((events & POLLOUT) != 0 && world->send_room != 0) {
+        ready = (short)(ready | POLLOUT);
+    }
+    return ready;
 }
 
 static inline int world_ready(struct world *world, struct pollfd *fds, int count)
 {
     int ready = 0;
     for (int i = 0; i < count; i++) {
-        struct fake_socket *socket;
         fds[i].revents = 0;
-        if (fds[i].fd < 0) {
+        if (fds[i].fd < 0 || (fds[i].fd < WORLD_FD && !world->woken)) {
             continue;
         }
-        if (fds[i].fd < WORLD_FD) {
-            if (world->woken && poll(&fds[i], 1, 0) > 0) {
-                world->woken = false;
-            }
-        } else {
-            socket = socket_at(world, fds[i].fd);
-            if (world->now < socket->connects_at) {
-                continue;
-            }
-            if (socket_readable(world, socket)) {
-                fds[i].revents = POLLIN;
-            }
-            if (socket->connect_errno != 0) {
-                fds[i].revents = POLLIN | POLLERR | POLLHUP;
-            }
-            socket->sent_one = false;
-            if ((fds[i].events & POLLOUT) != 0 && world->send_room != 0) {
-                fds[i].revents = (short)(fds[i].revents | POLLOUT);
-            }
+        fds[i].revents = world_events_of(world, fds[i].fd, fds[i].events);
+        if (fds[i].fd >= WORLD_FD) {
+            socket_at(world, fds[i].fd)->sent_one = false;
         }
         ready += fds[i].revents != 0;
     }
     return ready;
+}
+
+/* Would a loop that polls dlock_fd() be woken now? */
+static inline bool world_fd_ready(struct world *world, int set)
+{
+    const struct fake_set *one = &world->sets[set - WORLD_SET_FD];
+    assert_in_range(set, WORLD_SET_FD, WORLD_SET_FD + WORLD_SETS - 1);
+    assert_true(one->open);
+    for (int i = 0; i < WORLD_WATCHED; i++) {
+        if (one->watched[i].fd != 0 &&
+            world_events_of(world, one->watched[i].fd, one->watched[i].events) != 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* When does something happen next by itself? */
@@ -1095,6 +1491,11 @@ static inline int64_t world_next(const struct world *world)
             at = dlocki_least(at, world->events[i].at);
         }
     }
+    for (int i = 0; i < WORLD_SETS; i++) {
+        if (world->timers[i].open && world->timers[i].at > world->now) {
+            at = dlocki_least(at, world->timers[i].at);
+        }
+    }
     for (int i = 0; i < world->socket_count; i++) {
         const struct fake_socket *socket = &world->sockets[i];
         if (!socket->alive) {
@@ -1102,6 +1503,9 @@ static inline int64_t world_next(const struct world *world)
         }
         if (!world->stopped) {
             at = dlocki_least(at, stream_next(&socket->up, world->now));
+        }
+        if (!socket->open && socket->closed_at > world->now) {
+            at = dlocki_least(at, socket->closed_at);
         }
         if (socket->open) {
             at = dlocki_least(at, stream_next(&socket->down, world->now));
@@ -1125,7 +1529,7 @@ static inline void world_happen(struct world *world)
             world->events[i].run(world);
         }
     }
-    model_serve(world);
+    server_serve(world);
 }
 
 /* Time passes, without the library. */
@@ -1181,8 +1585,9 @@ static int fake_wait(void *world, struct pollfd *fds, int count, int timeout_ms)
 }
 
 static const dlocki_kernel fake_kernel = {
-    fake_now,       fake_random, fake_pid,     fake_wake_fd, fake_resolve, fake_connect,
-    fake_connected, fake_send,   fake_receive, fake_close,   fake_wait,
+    fake_now,     fake_random,    fake_pid,       fake_wake_fd,    fake_resolve,
+    fake_connect, fake_connected, fake_send,      fake_receive,    fake_close,
+    fake_wait,    fake_set_open,  fake_set_watch, fake_timer_open, fake_timer_set,
 };
 
 /* ------------------------------------------------------------------------------ for the tests */
@@ -1191,8 +1596,9 @@ static struct world the_world;
 
 static inline void world_load_scripts(struct world *world)
 {
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < WORLD_SCRIPTS; i++) {
         world->loaded[i] = true;
+        model_load_script(world->model, world_scripts[i].text, strlen(world_scripts[i].text));
     }
 }
 
@@ -1200,11 +1606,20 @@ static inline void world_load_scripts(struct world *world)
 static inline struct world *world_begin(void)
 {
     struct world *world = &the_world;
+    model_close(world->model);
     memset(world, 0, offsetof(struct world, sockets));
     for (int i = 0; i < WORLD_SOCKETS; i++) {
         world->sockets[i].alive = false;
         world->sockets[i].open = false;
     }
+    if (world->lua == NULL) { /* and room for any reply, before a test counts what is allocated */
+        world->lua = model_lua_open();
+        world->reply.room = WORLD_STREAM;
+        world->reply.bytes = (char *)malloc(WORLD_STREAM);
+        assert_non_null(world->reply.bytes);
+    }
+    world->model = model_open(world->lua, server_deliver, world);
+    model_switches(world->model)->databases = 100;
     world->now = WORLD_START;
     world->seed = 1;
     world->pid = 4711;
@@ -1236,15 +1651,18 @@ static inline void world_close(struct world *world, dlock_factory *factory)
     assert_true(world->now - began <= bound);
     assert_int_equal(world->open_sockets, 0);
     assert_int_equal(world->open_wakes, 0);
+    assert_int_equal(world->open_sets, 0);
 }
 
-/* The server that is well again: closing pays all that is owed, and no key is left. */
+/* The server that is well again: closing pays all that is owed, and neither a lock nor a place in
+ * line is left. */
 static inline void world_close_clean(struct world *world, dlock_factory *factory)
 {
     world->fault_count = 0;
     world_close(world, factory);
-    world_sleep(world, 1);
+    world_sleep(world, world->latency_ms + 1);
     assert_int_equal(world_key_count(world), 0);
+    assert_int_equal(world_ticket_count(world), 0);
 }
 
 /* A fresh lock can be had: nothing that went before is in the way. */
@@ -1288,25 +1706,60 @@ static inline void world_push(struct world *world, const char *text)
     }
 }
 
+/* The same on one side, of one factory, or of all: NULL. */
+static inline void world_push_to(struct world *world, enum side side, const dlock_factory *factory,
+                                 const char *text)
+{
+    for (int i = 0; i < world->socket_count; i++) {
+        struct fake_socket *socket = &world->sockets[i];
+        if (socket->open && (side == ANY_SIDE || (side == ON_INBOX) == socket->inbox) &&
+            (factory == NULL || strcmp(socket->id, factory->id) == 0)) {
+            stream_put(&socket->down, text, strlen(text), world->now);
+        }
+    }
+}
+
+/* A message that no script has sent. */
+static inline void world_forge(struct world *world, const dlock_factory *factory,
+                               const char *payload)
+{
+    char text[512];
+    (void)snprintf(text, sizeof text, "*3\r\n$7\r\nmessage\r\n$22\r\ndlock:%s\r\n$%d\r\n%s\r\n",
+                   factory->id, (int)strlen(payload), payload);
+    world_push_to(world, ON_INBOX, factory, text);
+}
+
+/* The n-th message of a kind ('g', 'h', 'b'), counted from 0; NULL: there were not so many. */
+static inline const struct seen_message *world_told(const struct world *world, char kind, int n)
+{
+    for (int i = 0; i < world->message_count; i++) {
+        if (world->messages[i].text[0] == kind && n-- == 0) {
+            return &world->messages[i];
+        }
+    }
+    return NULL;
+}
+
 /* ---------------------------------------------------------------------- several calls at once */
 /* The engine step by step, so that calls overlap without threads: what dlocki_drive does, with the
  * wait cut out. */
 
 static inline void call_begin(dlock_factory *factory, dlock_lock *lock, int verb)
 {
+    dlocki_books_lock(factory);
     factory->now = factory->kernel->now(factory->world);
     dlocki_begin(factory, lock, verb);
     dlocki_pump(factory);
+    dlocki_books_unlock(factory);
 }
 
 static inline bool call_acquire(dlock_factory *factory, dlock_lock *lock, const char *key,
                                 const dlock_options *options)
 {
     dlock_options filled = dlocki_options_filled(options);
-    if (!dlocki_acquire_check(factory, lock, key, &filled)) {
+    if (!dlocki_acquire_take(factory, lock, key, &filled)) {
         return false;
     }
-    dlocki_acquire_prepare(factory, lock, &filled);
     lock->_claim = DLOCKI_CANCELLABLE;
     call_begin(factory, lock, DLOCKI_ACQUIRE);
     return true;
@@ -1318,12 +1771,13 @@ static inline int64_t call_step(struct world *world, dlock_factory *factory)
     bool again = true;
     world->stepping = true;
     while (again) {
-        dlocki_mutex_lock(&factory->mutex);
+        dlocki_books_lock(factory);
         factory->now = world->now;
         dlocki_pump(factory);
-        dlocki_wait(factory);
+        dlocki_wait(factory, &factory->lead, factory->wake_fd, true, true);
         dlocki_pump(factory);
-        dlocki_mutex_unlock(&factory->mutex);
+        dlocki_tell(factory);
+        dlocki_books_unlock(factory);
         again = world->ready > 0 || world->wanted <= world->now;
     }
     world->stepping = false;
@@ -1332,7 +1786,7 @@ static inline int64_t call_step(struct world *world, dlock_factory *factory)
 
 static inline bool call_is_over(const dlock_lock *lock)
 {
-    return lock->_verb == DLOCKI_NO_VERB;
+    return lock->_factory == NULL || lock->_list != &lock->_factory->pending;
 }
 
 /* Until this call is over. */

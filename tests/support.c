@@ -212,6 +212,17 @@ void pause_ms(int64_t span)
     }
 }
 
+void await(const atomic_int *value, int expected)
+{
+    int64_t end = now_ms() + 20000;
+    while (atomic_load(value) != expected) {
+        if (now_ms() > end) {
+            broken("still %d, not %d", atomic_load(value), expected);
+        }
+        pause_ms(1);
+    }
+}
+
 void took(int64_t start, int64_t low, int64_t high, const char *file, int line)
 {
     int64_t span = now_ms() - start;
@@ -222,18 +233,28 @@ void took(int64_t start, int64_t low, int64_t high, const char *file, int line)
     }
 }
 
-int descriptors(void)
+static int files_in(const char *directory)
 {
     int count = 0;
-    DIR *stream = opendir("/proc/self/fd");
+    DIR *stream = opendir(directory);
     if (stream == NULL) {
-        broken("cannot list /proc/self/fd: %s", strerror(errno));
+        broken("cannot list %s: %s", directory, strerror(errno));
     }
     while (readdir(stream) != NULL) {
         count++;
     }
     (void)closedir(stream);
-    return count - 3;       /* ".", ".." and the directory itself */
+    return count - 2;       /* "." and ".." */
+}
+
+int descriptors(void)
+{
+    return files_in("/proc/self/fd") - 1;   /* the directory itself */
+}
+
+int threads(void)
+{
+    return files_in("/proc/self/task");
 }
 
 void watchdog(unsigned seconds)
@@ -351,6 +372,109 @@ void *shared_memory(size_t size)
         broken("mmap: %s", strerror(errno));
     }
     return memory;
+}
+
+/* -------------------------------------------------------------------------------- side by side */
+
+/* A machine that stood still for so long may have cost a test its lease: it is run again. */
+enum { SIDES_MAX = 8, SIDE_TRIES = 3, STANDSTILL_MS = 200 };
+
+struct side {
+    pid_t pid;                          /* 0 = free             */
+    const struct CMUnitTest *test;
+    FILE *output;
+    int tries;
+    int64_t standstill;                 /* the longest so far   */
+};
+
+/* One test, as a group of its own. A process that is told to end tidies up first. */
+_Noreturn static void side_body(const struct side *side, pid_t parent)
+{
+    tidy_prepare();
+    (void)prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent || dup2(fileno(side->output), 1) < 0 ||
+        dup2(fileno(side->output), 2) < 0) {
+        _exit(98);
+    }
+    exit(_cmocka_run_group_tests("tests", side->test, 1, NULL, NULL) == 0 ? 0 : 1);
+}
+
+static void side_start(struct side *side)
+{
+    pid_t parent = getpid();
+    side->tries++;
+    side->standstill = 0;
+    side->output = tmpfile();
+    (void)fflush(NULL);
+    side->pid = side->output != NULL ? fork() : -1;
+    if (side->pid == 0) {
+        side_body(side, parent);
+    }
+    if (side->pid < 0) {
+        fprintf(stderr, "no file or process for a test: %s\n", strerror(errno));
+        exit(1);
+    }
+}
+
+/* Shows what a test has printed. What does not count begins with a blank: run.sh counts lines. */
+static void side_show(FILE *output, bool counts)
+{
+    char line[512];
+    rewind(output);
+    while (fgets(line, sizeof line, output) != NULL) {
+        printf("%s%s", counts ? "" : "  ", line);
+    }
+    (void)fclose(output);
+    (void)fflush(stdout);
+}
+
+/* A test has ended: is it done with? */
+static bool side_end(struct side *side, int status, bool *failed)
+{
+    bool again = status != 0 && side->tries < SIDE_TRIES && side->standstill > STANDSTILL_MS;
+    side_show(side->output, !again);
+    if (again) {
+        printf("  the machine stood still for %lld ms meanwhile: once more\n",
+               (long long)side->standstill);
+        side_start(side);
+        return false;
+    }
+    if (WIFSIGNALED(status)) {
+        printf("%s was ended by signal %d\n", side->test->name, WTERMSIG(status));
+    }
+    *failed = *failed || status != 0;
+    side->pid = 0;
+    return true;
+}
+
+int run_side_by_side(const struct CMUnitTest *tests, size_t count, int processes)
+{
+    struct side sides[SIDES_MAX];
+    size_t started = 0;
+    size_t ended = 0;
+    bool failed = false;
+    memset(sides, 0, sizeof sides);
+    while (ended < count) {
+        int64_t before = now_ms();
+        int64_t gap = 0;
+        for (int i = 0; i < processes && i < SIDES_MAX; i++) {
+            int status = 0;
+            if (sides[i].pid > 0 && waitpid(sides[i].pid, &status, WNOHANG) == sides[i].pid) {
+                ended += side_end(&sides[i], status, &failed) ? 1 : 0;
+            }
+            if (sides[i].pid == 0 && started < count) {
+                memset(&sides[i], 0, sizeof sides[i]);
+                sides[i].test = &tests[started++];
+                side_start(&sides[i]);
+            }
+        }
+        pause_ms(2);
+        gap = now_ms() - before - 2;
+        for (int i = 0; i < SIDES_MAX; i++) {
+            sides[i].standstill = gap > sides[i].standstill ? gap : sides[i].standstill;
+        }
+    }
+    return failed ? 1 : 0;
 }
 
 /* ----------------------------------------------------------------------------------- a server */
@@ -737,6 +861,86 @@ int64_t server_time(struct server *server)
     int64_t micros = strtoll(reply->element[1]->str, NULL, 10);
     freeReplyObject(reply);
     return seconds * 1000000 + micros;
+}
+
+/* ------------------------------------------------------------------------- who waits in line */
+
+enum { LINE_MS = 10000 };
+
+int64_t line_length(struct server *server, const char *key)
+{
+    return server_integer(server, "ZCARD {%s}:queue", key);
+}
+
+void line_wait(struct server *server, const char *key, int64_t length)
+{
+    int64_t end = now_ms() + LINE_MS;
+    int64_t is;
+    while ((is = line_length(server, key)) != length) {
+        if (now_ms() > end) {
+            broken("%lld stand in line for %s, not %lld", (long long)is, key, (long long)length);
+        }
+        pause_ms(1);
+    }
+}
+
+void line_ticket(struct server *server, const char *key, int place, char ticket[TICKET_MAX])
+{
+    redisReply *reply = server_command(server, "ZRANGE {%s}:queue %d %d", key, place, place);
+    bool one = reply->type == REDIS_REPLY_ARRAY && reply->elements == 1;
+    (void)snprintf(ticket, TICKET_MAX, "%s", one ? reply->element[0]->str : "");
+    freeReplyObject(reply);
+}
+
+int64_t line_score(struct server *server, const char *key, const char *ticket)
+{
+    char text[64];
+    server_text(server, text, sizeof text, "ZSCORE {%s}:queue %s", key, ticket);
+    return text[0] == '(' ? -1 : (int64_t)strtod(text, NULL);
+}
+
+int64_t inboxes(struct server *server)
+{
+    redisReply *reply = server_command(server, "PUBSUB CHANNELS dlock:*");
+    int64_t count = reply->type == REDIS_REPLY_ARRAY ? (int64_t)reply->elements : -1;
+    freeReplyObject(reply);
+    return count;
+}
+
+void inboxes_wait(struct server *server, int64_t count)
+{
+    int64_t end = now_ms() + LINE_MS;
+    int64_t is;
+    while ((is = inboxes(server)) != count) {
+        if (now_ms() > end) {
+            broken("%lld inboxes are subscribed, not %lld", (long long)is, (long long)count);
+        }
+        pause_ms(1);
+    }
+}
+
+void line_is_over(struct server *server, const char *key)
+{
+    int64_t end = now_ms() + LINE_MS;
+    while (server_integer(server, "EXISTS %s {%s}:queue", key, key) != 0) {
+        if (now_ms() > end) {
+            broken("something is left of %s", key);
+        }
+        pause_ms(1);
+    }
+}
+
+void server_soon(struct server *server, const char *question, int64_t answer)
+{
+    int64_t end = now_ms() + 10000;
+    int64_t last = server_integer(server, question);
+    while (last != answer && now_ms() < end) {
+        pause_ms(2);
+        last = server_integer(server, question);
+    }
+    if (last != answer) {
+        broken("%s: still %lld, not %lld", question, (long long)last, (long long)answer);
+    }
 }
 
 /* ------------------------------------------------------------------------------------ a proxy */

@@ -47,6 +47,41 @@ static void a_codes_number_never_changes(void **state)
     }
 }
 
+/* What config.on_event is told is written into logs as well. */
+static const struct {
+    int kind;
+    int number;
+    const char *name;
+} events[] = {
+    {DLOCK_EVENT_CONNECTED, 1, "CONNECTED"},
+    {DLOCK_EVENT_DISCONNECTED, 2, "DISCONNECTED"},
+    {DLOCK_EVENT_WAITING, 3, "WAITING"},
+    {DLOCK_EVENT_ACQUIRED, 4, "ACQUIRED"},
+    {DLOCK_EVENT_NOT_ACQUIRED, 5, "NOT_ACQUIRED"},
+    {DLOCK_EVENT_RENEWED, 6, "RENEWED"},
+    {DLOCK_EVENT_RELEASED, 7, "RELEASED"},
+    {DLOCK_EVENT_LOST, 8, "LOST"},
+    {DLOCK_EVENT_MUTE, 9, "MUTE"},
+};
+
+#define EVENT_LISTED(name, number) {#name, number},
+static const struct {
+    const char *name;
+    int number;
+} listed_events[] = {DLOCK_EVENTS(EVENT_LISTED)};
+
+static void an_events_number_never_changes(void **state)
+{
+    size_t i;
+    (void)state;
+    assert_int_equal(COUNT(listed_events), COUNT(events));
+    for (i = 0; i < COUNT(events); i++) {
+        assert_int_equal(events[i].kind, events[i].number);
+        assert_int_equal(listed_events[i].number, events[i].number);
+        assert_string_equal(listed_events[i].name, events[i].name);
+    }
+}
+
 /* One sentence: printable, with a capital at its beginning and a stop at its end, and not cut. */
 static void check_sentence(const char *text)
 {
@@ -192,6 +227,30 @@ static void a_text_about_a_server_names_it_and_fits(void **state)
     }
 }
 
+/* However a lock is lost while nobody asks, dlock_why says which way it was. */
+static void every_way_to_lose_a_lock_has_a_text_of_its_own(void **state)
+{
+    int loss;
+    (void)state;
+    assert_int_equal(COUNT(dlocki_loss_errors), DLOCKI_TAKEN_AWAY + 1);
+    for (loss = DLOCKI_NO_LOSS; loss <= DLOCKI_TAKEN_AWAY; loss++) {
+        dlock_lock lock = DLOCK_INIT;
+        int other;
+        dlocki_say(&lock._why, DLOCK_BUSY, 0, "Something else.");
+        lock._loss = loss;
+        if (loss == DLOCKI_NO_LOSS) {
+            assert_ptr_equal(dlock_why(&lock), &lock._why);
+            continue;
+        }
+        assert_int_equal(dlock_why(&lock)->code, DLOCK_LOST);
+        assert_int_equal(dlock_why(&lock)->os_errno, 0);
+        check_sentence(dlock_why(&lock)->text);
+        for (other = DLOCKI_NO_LOSS; other < loss; other++) {
+            assert_string_not_equal(dlock_why(&lock)->text, dlocki_loss_errors[other].text);
+        }
+    }
+}
+
 /* "It lapses by itself in N ms at the latest" is all that a caller has after a release that
  * nobody answered: it may not be what is cut off. */
 static void a_failed_release_always_says_when_the_lock_lapses(void **state)
@@ -230,6 +289,7 @@ static void check_holds_nothing(const dlock_lock *lock)
     assert_int_equal(dlock_remaining_ms(lock), 0);
     assert_int_equal(dlock_fence(lock), 0);
     assert_string_equal(dlock_owner(lock), "");
+    assert_false(dlock_is_pending(lock));
     assert_non_null(dlock_why(lock));
 }
 
@@ -253,6 +313,14 @@ static void an_unused_handle_has_an_answer_to_every_question(void **state)
     assert_memory_equal(&lock, &zeroed, sizeof lock);
 }
 
+static void never_done(dlock_lock *lock, bool answer, void *user)
+{
+    (void)lock;
+    (void)answer;
+    (void)user;
+    fail_msg("done was called though the start said false");
+}
+
 static void a_null_handle_has_an_answer_to_every_question(void **state)
 {
     (void)state;
@@ -265,6 +333,10 @@ static void a_null_handle_has_an_answer_to_every_question(void **state)
     assert_false(dlock_extend(NULL, 0));
     assert_false(dlock_extend(NULL, 1000));
     assert_false(dlock_release(NULL));
+    assert_false(dlock_acquire_start(NULL, NULL, "key", NULL, never_done, NULL));
+    assert_false(dlock_extend_start(NULL, 0, never_done, NULL));
+    assert_false(dlock_release_start(NULL, never_done, NULL));
+    assert_false(dlock_release_start(NULL, NULL, NULL));
     dlock_forget(NULL);
     dlock_cancel(NULL);
     dlock_close(NULL);
@@ -278,6 +350,47 @@ static void a_null_factory_is_an_argument(void **state)
     assert_non_null(strstr(dlock_why(&lock)->text, "factory is NULL"));
     check_sentence(dlock_why(&lock)->text);
     check_holds_nothing(&lock);
+    assert_no(dlock_acquire_start(NULL, &lock, "key", NULL, never_done, NULL), &lock,
+              DLOCK_ARGUMENT);
+    assert_non_null(strstr(dlock_why(&lock)->text, "factory is NULL"));
+    check_holds_nothing(&lock);
+}
+
+static void check_is_zero(const void *memory, size_t size)
+{
+    size_t i;
+    for (i = 0; i < size; i++) {
+        assert_int_equal(((const unsigned char *)memory)[i], 0);
+    }
+}
+
+static void without_a_factory_there_is_no_descriptor_and_nothing_to_process(void **state)
+{
+    dlock_stats stats;
+    (void)state;
+    assert_int_equal(dlock_fd(NULL), -1);
+    dlock_process(NULL);
+    memset(&stats, 0x55, sizeof stats);
+    dlock_stats_get(NULL, &stats);
+    check_is_zero(&stats, sizeof stats);
+    dlock_stats_get(NULL, NULL);
+}
+
+static void looking_at_a_key_without_a_factory_is_an_argument(void **state)
+{
+    dlock_error error;
+    dlock_info info;
+    (void)state;
+    memset(&error, 0x55, sizeof error);
+    assert_false(dlock_inspect(NULL, "key", 0, &info, &error));
+    assert_int_equal(error.code, DLOCK_ARGUMENT);
+    check_sentence(error.text);
+    memset(&error, 0x55, sizeof error);
+    assert_false(dlock_break(NULL, "key", 0, &error));
+    assert_int_equal(error.code, DLOCK_ARGUMENT);
+    check_sentence(error.text);
+    assert_false(dlock_inspect(NULL, NULL, 7, NULL, NULL));
+    assert_false(dlock_break(NULL, NULL, 7, NULL));
 }
 
 static void verbs_on_an_unused_handle_are_an_argument(void **state)
@@ -289,7 +402,29 @@ static void verbs_on_an_unused_handle_are_an_argument(void **state)
     assert_no(dlock_extend(&lock, 0), &lock, DLOCK_ARGUMENT);
     assert_no(dlock_extend(&lock, 1000), &lock, DLOCK_ARGUMENT);
     check_sentence(dlock_why(&lock)->text);
+    assert_no(dlock_extend_start(&lock, 0, never_done, NULL), &lock, DLOCK_ARGUMENT);
+    check_sentence(dlock_why(&lock)->text);
+    assert_no(dlock_release_start(&lock, never_done, NULL), &lock, DLOCK_ARGUMENT);
+    assert_no(dlock_release_start(&lock, NULL, NULL), &lock, DLOCK_ARGUMENT);
+    check_sentence(dlock_why(&lock)->text);
     check_holds_nothing(&lock);
+}
+
+/* Only a release needs nobody who is told. */
+static void a_start_without_done_is_an_argument(void **state)
+{
+    dlock_factory *factory = open_factory("unix:///nowhere/redis.sock", NULL);
+    dlock_lock lock = DLOCK_INIT;
+    (void)state;
+    assert_no(dlock_acquire_start(factory, &lock, "key", NULL, NULL, NULL), &lock, DLOCK_ARGUMENT);
+    assert_non_null(strstr(dlock_why(&lock)->text, "done"));
+    check_text(dlock_why(&lock)->text, __FILE__, __LINE__);
+    check_holds_nothing(&lock);
+    assert_no(dlock_extend_start(&lock, 0, NULL, NULL), &lock, DLOCK_ARGUMENT);
+    assert_non_null(strstr(dlock_why(&lock)->text, "done"));
+    check_text(dlock_why(&lock)->text, __FILE__, __LINE__);
+    check_holds_nothing(&lock);
+    dlock_close(factory);
 }
 
 /* The handle of a call that failed asks no other questions than a new one. */
@@ -363,8 +498,13 @@ static void a_zero_in_the_options_is_the_default(void **state)
     assert_int_equal(filled.retry_jitter_ms, 0);
     assert_int_equal(filled.wait_ms, 0);
     assert_int_equal(filled.key_length, 0);
+    assert_false(filled.no_queue);
     assert_false(filled.no_fence);
+    assert_false(filled.auto_renew);
+    assert_int_equal(filled.max_hold_ms, 0);
     assert_false(filled.fail_open);
+    assert_null(filled.on_lost);
+    assert_null(filled.user);
     filled = dlocki_options_filled(&options);
     assert_int_equal(filled.expiry_ms, DLOCK_DEFAULT_EXPIRY_MS);
     assert_int_equal(options.expiry_ms, 0);   /* the caller's own are left alone */
@@ -373,6 +513,15 @@ static void a_zero_in_the_options_is_the_default(void **state)
     filled = dlocki_options_filled(&options);
     assert_int_equal(filled.expiry_ms, 17);
     assert_true(filled.no_fence);
+    options.no_queue = true;
+    options.auto_renew = true;
+    options.max_hold_ms = INT64_MAX;
+    options.fail_open = true;
+    options.user = &options;
+    filled = dlocki_options_filled(&options);
+    assert_true(filled.no_queue && filled.auto_renew && filled.fail_open);
+    assert_true(filled.max_hold_ms == INT64_MAX);
+    assert_ptr_equal(filled.user, &options);
 }
 
 /* Without a delay the pause is 50 to 250 ms, both of them possible. */
@@ -391,33 +540,38 @@ static void the_pause_without_a_delay_is_the_default(void **state)
     for (i = 0; i < 1000; i++) {
         int64_t pause;
         memcpy(random, &i, sizeof i);
-        pause = dlocki_pause_ms(&lock, &in, -1);
+        pause = dlocki_pause_ms(&lock, &in);
         least = pause < least ? pause : least;
         most = pause > most ? pause : most;
     }
     assert_int_equal(least, DLOCK_DEFAULT_RETRY_MIN_MS);
     assert_int_equal(most, DLOCK_DEFAULT_RETRY_MAX_MS);
     memset(random, 0xff, sizeof random);
-    assert_in_range(dlocki_pause_ms(&lock, &in, -1), 50, 250);
+    assert_in_range(dlocki_pause_ms(&lock, &in), 50, 250);
     in.random = NULL;   /* the kernel gave none: still no busy loop */
-    assert_in_range(dlocki_pause_ms(&lock, &in, -1), 50, 250);
+    assert_in_range(dlocki_pause_ms(&lock, &in), 50, 250);
 }
 
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_codes_number_never_changes),
+        cmocka_unit_test(an_events_number_never_changes),
         cmocka_unit_test(every_code_has_a_text_of_its_own),
         cmocka_unit_test(a_number_that_is_no_code_has_a_text_too),
         cmocka_unit_test(the_version_is_one_comparable_number),
         cmocka_unit_test(a_text_is_cut_where_it_does_not_fit),
         cmocka_unit_test(what_cannot_be_printed_becomes_a_question_mark),
         cmocka_unit_test(a_text_about_a_server_names_it_and_fits),
+        cmocka_unit_test(every_way_to_lose_a_lock_has_a_text_of_its_own),
         cmocka_unit_test(a_failed_release_always_says_when_the_lock_lapses),
         cmocka_unit_test(an_unused_handle_has_an_answer_to_every_question),
         cmocka_unit_test(a_null_handle_has_an_answer_to_every_question),
         cmocka_unit_test(a_null_factory_is_an_argument),
+        cmocka_unit_test(without_a_factory_there_is_no_descriptor_and_nothing_to_process),
+        cmocka_unit_test(looking_at_a_key_without_a_factory_is_an_argument),
         cmocka_unit_test(verbs_on_an_unused_handle_are_an_argument),
+        cmocka_unit_test(a_start_without_done_is_an_argument),
         cmocka_unit_test(a_handle_whose_acquire_failed_holds_nothing),
         cmocka_unit_test(a_default_is_what_the_header_says),
         cmocka_unit_test(a_zero_in_the_config_is_the_default),

@@ -103,6 +103,9 @@ suite() {
         works "$c: $flags" calls.c
     done
 
+    flags='-fno-exceptions -fno-rtti'
+    works "$cxx: $flags" no_exceptions.cc
+
     flags=-DDLOCK_NO_THREADS
     threads=
     for program in calls.c calls.cc; do

@@ -3,7 +3,7 @@
 #
 #     sh tests/test_dinner.sh build/dinner
 #
-# About 40 s. Needs redis-server, redis-cli, timeout and /proc; starts its own servers only.
+# About 90 s. Needs redis-server, redis-cli, timeout and /proc; starts its own servers only.
 set -u
 
 dinner=${1:?usage: sh tests/test_dinner.sh PATH-OF-DINNER}
@@ -12,6 +12,7 @@ case $dinner in
     *) dinner=$PWD/$dinner ;;
 esac
 work=$(mktemp -d) || exit 2
+out=$work/out # what the last dinner said
 server=
 passed=0
 failed=0
@@ -38,18 +39,18 @@ check() {
         failed=$((failed + 1))
         echo "not ok - $what"
         echo "    status ${status-none}, ${took-0} s, output:"
-        sed 's/^/    | /' "$work/out"
+        sed 's/^/    | /' "$out"
     fi
 }
 
 # run SECONDS COMMAND...: in a fresh TMPDIR, without standard input; sets status, took; output in
-# $work/out. timeout makes the status 124, and nothing here expects that.
+# $out. timeout makes the status 124, and nothing here expects that.
 run() {
     limit=$1
     shift
     fresh_home
     began=$(date +%s)
-    TMPDIR=$home timeout "$limit" "$@" <&- >"$work/out" 2>&1
+    TMPDIR=$home timeout "$limit" "$@" <&- >"$out" 2>&1
     status=$?
     took=$(($(date +%s) - began))
 }
@@ -78,7 +79,7 @@ processes() {
 
 no_process() { [ -z "$(processes)" ]; }
 no_file() { [ -z "$(ls -A "$home")" ]; }
-says() { grep -qF -- "$1" "$work/out"; }
+says() { grep -qF -- "$1" "$out"; }
 is() { [ "$1" = "$2" ]; }
 fast() { [ "$took" -le "$1" ]; }
 both() { [ "$1" = "$3" ] && [ "$2" = "$3" ]; }
@@ -94,6 +95,35 @@ until_true() {
     done
 }
 
+# in_order: nobody sat down while another one still waited who had come long before. Read from the
+# lines that the guests print when they come, sit and leave; the picture and the verdict are made
+# from something else. Without anybody who came behind another there is nothing to say.
+in_order() {
+    awk '
+        / (arrives|comes back)[;]/ {
+            came[$3] = $1
+            gives_up[$3] = 1e9
+            if (/ does not wait/) {
+                next
+            }
+            for (i = 1; i < NF; i++) {
+                if ($i == "at" && $(i + 1) == "most") gives_up[$3] = $1 + $(i - 2)
+            }
+            for (other in waits) behind++
+            waits[$3] = 1
+        }
+        / sits down/ {
+            for (other in waits) {
+                if (came[other] + 0.2 < came[$3] && $1 < gives_up[other] - 0.1) overtaken++
+            }
+            delete waits[$3]
+        }
+        / leaves without/ { delete waits[$3] }
+        END { exit overtaken > 0 || behind == 0 }
+    ' "$out"
+}
+out_of_order() { ! in_order; }
+
 leaves_nothing() {
     check "$1: no process left" no_process
     check "$1: no file left" no_file
@@ -102,8 +132,8 @@ leaves_nothing() {
 # stopped_by SIGNAL: in the middle of a dinner, to the parent alone.
 stopped_by() {
     fresh_home
-    : >"$work/out"
-    TMPDIR=$home "$dinner" <&- >"$work/out" 2>&1 &
+    : >"$out"
+    TMPDIR=$home "$dinner" <&- >"$out" 2>&1 &
     pid=$!
     until_true 10 says 'sits down, fence'
     began=$(date +%s)
@@ -123,17 +153,63 @@ check 'a dinner: fences grew' says 'fences grew'
 check 'a dinner: somebody was turned away' says 'leaves without the seat'
 check 'a dinner: somebody waited' says 'waits as long as it takes'
 check 'a dinner: has a picture with a legend' says 'leaves without having eaten'
+check 'a dinner: says that it was in order of arrival' says 'Served in order of arrival: yes; '
+check 'a dinner: it was' in_order
+moves_up() { sed -n '/^Who sat when/,/ wait, in order/p' "$out" | grep -q '^ .*21'; }
+check 'a dinner: the picture shows how a line moves up' moves_up
 leaves_nothing 'a dinner'
 
 run 30 env LC_ALL=C "$dinner" --people 20 --key "$(printf '%0100d' 7)"
 check 'twenty people: status 0' is "$status" 0
 check 'twenty people: the last one came' says 'Ursula arrives'
-only_ascii() { ! LC_ALL=C grep -q '[^ -~]' "$work/out"; }
+check 'twenty people: says that it was in order of arrival' says 'Served in order of arrival: yes; '
+check 'twenty people: it was' in_order
+only_ascii() { ! LC_ALL=C grep -q '[^ -~]' "$out"; }
 check 'LC_ALL=C, no terminal: printable ASCII only' only_ascii
-narrow() { ! sed -n '/^Who sat when/,$p' "$work/out" | grep -q '.\{81\}'; }
+narrow() { ! sed -n '/^Who sat when/,$p' "$out" | grep -q '.\{81\}'; }
 check 'no terminal: the picture has 80 columns' narrow
 
+# ------------------------------------------------------------------------ in order of arrival
+
+# Several at once, each with a server of its own, but not so many that nobody gets through.
+fresh_home
+for evenings in '1:5 2:5 3:7 7:20' '4:9 5:12 6:16'; do
+    for evening in $evenings; do
+        {
+            TMPDIR=$home timeout 30 "$dinner" --seed "${evening%:*}" --people "${evening#*:}" \
+                <&- >"$work/$evening" 2>&1
+            echo "$?" >"$work/$evening.status"
+        } &
+    done
+    wait
+    for evening in $evenings; do
+        out=$work/$evening
+        read -r status <"$out.status"
+        check "seed and people $evening: status 0" is "$status" 0
+        check "seed and people $evening: says that it was in order of arrival" \
+            says 'Served in order of arrival: yes; '
+        check "seed and people $evening: it was" in_order
+    done
+done
+out=$work/7:20
+check 'seed 7: some leave because their patience ends' says 'the call may wait'
+out=$work/1:5
+check 'seed 1: Ada does not wait' says 'Ada arrives; does not wait'
+out=$work/2:5
+check 'seed 2: Ada does' says 'Ada arrives; waits as long as it takes'
+leaves_nothing 'several evenings'
+out=$work/out
+
 # --------------------------------------------------------------------- the check can say no
+
+run 30 "$dinner" --people 20 --no-queue
+check '--no-queue: status 0' is "$status" 0
+check '--no-queue: says that it was not in order of arrival' says 'Served in order of arrival: no; '
+check '--no-queue: names who, and by whom' says ' was overtaken by '
+check '--no-queue: says what the queue is for' says 'try the same without --no-queue'
+check '--no-queue: never two at once all the same' says "Nobody ever sat on anybody's lap"
+check '--no-queue: it was not in order of arrival' out_of_order
+leaves_nothing '--no-queue'
 
 run 30 "$dinner" --no-lock
 check '--no-lock: status 1' is "$status" 1
@@ -164,7 +240,8 @@ check '--help: status 0' is "$status" 0
 check '--help: names the options' says '--people N'
 
 for arguments in --people '--people 0' '--people 21' '--people x' '--people=' '--people 3x' \
-    --url --key '--key=' --what table '--no-lock --url redis://localhost' '--url what://is/this'; do
+    --seed '--seed x' '--seed -1' --url --key '--key=' --what table '--url what://is/this' \
+    '--no-lock --url redis://localhost' '--no-lock --no-queue'; do
     # shellcheck disable=SC2086  # several words are meant
     run 10 "$dinner" $arguments
     check "$arguments: status 64" is "$status" 64
@@ -192,7 +269,8 @@ socket=$work/own.sock
 redis-server --port 0 --unixsocket "$socket" --save '' --appendonly no --dir "$work" \
     >"$work/own.log" 2>&1 &
 server=$!
-answers() { [ "$(redis-cli -s "$socket" ping 2>/dev/null)" = PONG ]; }
+redis() { redis-cli -s "$socket" "$@"; }
+answers() { [ "$(redis ping 2>/dev/null)" = PONG ]; }
 check "a server of the user's: answers" until_true 10 answers
 
 fresh_home
@@ -201,10 +279,27 @@ pid=$!
 run 30 "$dinner" --url "unix://$socket" --key theirs
 wait "$pid"
 check 'two dinners at one table: both status 0' both "$?" "$status" 0
-cat "$work/first" >>"$work/out"
+cat "$work/first" >>"$out"
 check "a server of the user's: not named ours" says 'the server that you named'
-no_file_but_fence() { [ "$(redis-cli -s "$socket" keys '*')" = '{theirs}:fence' ]; }
+no_file_but_fence() { [ "$(redis keys '*')" = '{theirs}:fence' ]; }
 check "a server of the user's: only the fence stays" no_file_but_fence
+
+# The last in line is put before all others, again and again.
+fresh_home
+TMPDIR=$home timeout 30 "$dinner" --url "unix://$socket" --key jumped --people 12 <&- >"$out" 2>&1 &
+pid=$!
+while kill -0 "$pid" 2>/dev/null; do
+    last=$(redis zrange '{jumped}:queue' -1 -1)
+    [ -z "$last" ] || redis zadd '{jumped}:queue' xx 1 "$last" >/dev/null
+    sleep 0.05
+done
+wait "$pid"
+status=$?
+check 'a jumped queue: status 1' is "$status" 1
+check 'a jumped queue: says that it was not in order of arrival' \
+    says 'Served in order of arrival: no; '
+check 'a jumped queue: never two at once all the same' says "Nobody ever sat on anybody's lap"
+check 'a jumped queue: it was not in order of arrival' out_of_order
 check "a server of the user's: still runs" answers
 
 echo "$passed passed, $failed failed"

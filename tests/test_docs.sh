@@ -71,23 +71,38 @@ same 'the header ends with the text of LICENSE' "differs:$(diff "$out/licence" "
 
 # --- the code that people copy ---
 
+compiler() { # of a file
+    case $1 in
+    *.cc) echo "${CXX:-g++} -std=gnu++11" ;;
+    *) echo "${CC:-cc}" ;;
+    esac
+}
+
 # compiles WHAT FILE: as a beginner would compile it, but warnings count.
 compiles() {
-    case $2 in
-    *.cc) compiler="${CXX:-g++} -std=gnu++11" ;;
-    *) compiler=${CC:-cc} ;;
-    esac
-    # shellcheck disable=SC2086 # words
-    said=$($compiler -I. $HIREDIS_CFLAGS -Wall -Wextra -Wno-unused -Werror -o "$out/program" "$2" \
-        ${HIREDIS_LIBS:--lhiredis} -lpthread 2>&1)
+    # shellcheck disable=SC2046,SC2086 # words
+    said=$($(compiler "$2") -I. $HIREDIS_CFLAGS -Wall -Wextra -Wno-unused -Werror "$2" \
+        -o "$out/program" ${HIREDIS_LIBS:--lhiredis} -lpthread 2>&1)
     same "$1 compiles and links" "$?$said" 0
+}
+
+# includes WHAT FILE: it has all the headers that it needs itself. Where it also gets the
+# implementation, that brings many, and what is missing would not be missed.
+includes() {
+    public=$out/public.${2##*.}
+    sed '/^#define DLOCK_IMPLEMENTATION$/d' "$2" >"$public"
+    # shellcheck disable=SC2046 # words
+    said=$($(compiler "$public") -I. -Wall -Wextra -Wno-unused -Werror -fsyntax-only "$public" 2>&1)
+    same "$1 includes what it needs" "$?$said" 0
 }
 
 sed -n '/^USE IT/,/^[A-VX-Z]/s/^        //p' "$out/preamble" >"$out/preamble.c"
 compiles "the program in the header's preamble" "$out/preamble.c"
+includes "the program in the header's preamble" "$out/preamble.c"
 
-# Each block of code in README.md becomes a file NUMBER.c or NUMBER.cc. One with a main or with
-# functions of its own is left as it is; others are wrapped in a function.
+# Each block of code in README.md becomes a file NUMBER.c or NUMBER.cc. One that includes dlock.h is
+# a whole file and is left as it is. Others are lines of a file: they get every header, and are
+# wrapped in a function if they have none of their own.
 awk -v out="$out" '
     /^```(c|c\+\+|cpp)$/ { n++; file = out "/" n ($0 == "```c" ? ".c" : ".cc"); next }
     /^```/ { file = ""; next }
@@ -97,8 +112,15 @@ for file in "$out"/[0-9]*.c "$out"/[0-9]*.cc; do
     [ -f "$file" ] || continue
     blocks=$((blocks + 1))
     mv "$file" "$out/block"
+    if grep -q '^#include "dlock.h"' "$out/block"; then
+        cp "$out/block" "$file"
+        grep -q 'main(' "$file" || echo 'int main() { return 0; }' >>"$file"
+        compiles "block $blocks of README.md, as it is," "$file"
+        includes "block $blocks of README.md" "$file"
+        continue
+    fi
     {
-        grep -q DLOCK_IMPLEMENTATION "$out/block" || echo '#define DLOCK_IMPLEMENTATION'
+        echo '#define DLOCK_IMPLEMENTATION'
         echo '#include "dlock.h"'
         for name in errno signal stdio stdlib string unistd; do echo "#include <$name.h>"; done
         case $file in *.cc) echo '#include <mutex>' ;; esac
@@ -124,6 +146,13 @@ said=$(cd "$out" && sh -e ./command 2>&1)
 same "README.md's command compiles its first block" "$?$said$(wc -l <"$out/command")" 01
 
 same 'README.md has blocks of code' "$([ $blocks -gt 0 ] && echo yes)" yes
+
+# The command that stands in the comment of an example, with another place for the program.
+for file in examples/*.c; do
+    command=$(sed -n 's/^ \*  *\(cc .*\)/\1/p' "$file")
+    said=$(sh -c "$command -Wall -Wextra -Werror -o '$out/program'" 2>&1)
+    same "the command in $file compiles it" "$?$said" 0
+done
 
 # --- the commands that people type ---
 

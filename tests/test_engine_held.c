@@ -162,7 +162,7 @@ static void what_somebody_else_holds_by_now_is_not_touched(void **state)
             dlock_lock lock;
             int served;
             hold(factory, &lock);
-            world_sleep(world, lease);
+            world_sleep(world, lease + 1);
             if (taken) {
                 world_hold(world, "k", 7000);
             }
@@ -399,7 +399,7 @@ static void forget_sends_nothing_and_frees_the_handle(void **state)
     assert_code(&lock, DLOCK_OK);
     assert_int_equal(world->sends, sends);
     assert_no(dlock_acquire(factory, &lock, "k", NULL), &lock, DLOCK_BUSY);
-    world_sleep(world, 10000);
+    world_sleep(world, 10001);
     hold(factory, &lock);
     world_close_clean(world, factory);
 }

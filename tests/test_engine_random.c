@@ -53,10 +53,10 @@ static struct {
 
 static const char *const key_names[KEYS] = {"left", "right"};
 
-static void tell(const struct world *world, const char *format, ...)
+static void say(const struct world *world, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-static void tell(const struct world *world, const char *format, ...)
+static void say(const struct world *world, const char *format, ...)
 {
     va_list arguments;
     if (tells) {
@@ -88,16 +88,6 @@ static bool was_given_back(const struct world *world, const char *owner)
     return false;
 }
 
-/* A key that may stay. */
-static void world_forget_owner(struct world *world, const char *owner)
-{
-    for (int i = 0; i < WORLD_KEYS; i++) {
-        if (world->keys[i].used && strcmp(world->keys[i].owner, owner) == 0) {
-            world->keys[i].used = false;
-        }
-    }
-}
-
 /* What must be so at every moment. */
 static void check_holders(struct world *world)
 {
@@ -120,8 +110,8 @@ static void check_end(struct world *world, struct client *client, struct caller 
     dlock_lock *lock = &caller->lock;
     int code = dlock_why(lock)->code;
     bool answer = lock->_answer;
-    tell(world, "client %d handle %d verb %d: %d %s", (int)(client - clients),
-         (int)(caller - client->callers), verb, answer, dlock_why(lock)->text);
+    say(world, "client %d handle %d verb %d: %d %s", (int)(client - clients),
+        (int)(caller - client->callers), verb, answer, dlock_why(lock)->text);
     must_be(world->now - caller->began <= caller->bound, "a call took longer than its bound");
     must_be(answer == (code == DLOCK_OK), "answer and code contradict each other");
     must_be(code != DLOCK_ARGUMENT && code != DLOCK_MEMORY, "a code that cannot be");
@@ -131,7 +121,7 @@ static void check_end(struct world *world, struct client *client, struct caller 
     if (verb == DLOCKI_RELEASE) {
         totals.releases += answer;
         if (code == DLOCK_REFUSED) {   /* not owed: trying again would not help, and it lapses */
-            world_forget_owner(world, caller->owner);
+            world_strike(world, caller->owner);
         }
         must_be(!answer || was_given_back(world, caller->owner),
                 "a release was true and had not given back");
@@ -155,7 +145,7 @@ static void step_all(struct world *world)
             continue;
         }
         client->wanted = DLOCKI_NEVER;
-        if (client->factory->pending != NULL) {
+        if (client->factory->pending.first != NULL) {
             client->wanted = call_step(world, client->factory);
         }
         for (int j = 0; j < HANDLES; j++) {
@@ -172,7 +162,7 @@ static void step_all(struct world *world)
 static bool anybody_waits(void)
 {
     for (int i = 0; i < client_count; i++) {
-        if (clients[i].factory->pending != NULL) {
+        if (clients[i].factory->pending.first != NULL) {
             return true;
         }
     }
@@ -243,8 +233,8 @@ static void random_fault(struct world *world)
     default:
         break;
     }
-    tell(world, "fault %d after %d, %lld ms, %s", (int)fault->kind, fault->skip,
-         (long long)fault->delay_ms, fault->text);
+    say(world, "fault %d after %d, %lld ms, %s", (int)fault->kind, fault->skip,
+        (long long)fault->delay_ms, fault->text);
 }
 
 static void read_again(struct world *world)
@@ -278,7 +268,7 @@ static void random_server_event(struct world *world)
         memset(world->loaded, 0, sizeof world->loaded);
         break;
     }
-    tell(world, "server event %d, %d ms", what, span);
+    say(world, "server event %d, %d ms", what, span);
 }
 
 static void random_acquire(struct world *world, struct client *client, struct caller *caller)
@@ -301,9 +291,9 @@ static void random_acquire(struct world *world, struct client *client, struct ca
     if (options.wait_ms > 0) {
         caller->bound = dlocki_least(caller->bound, options.wait_ms);
     }
-    tell(world, "client %d handle %d acquires %s for %lld: retry %d wait %lld",
-         (int)(client - clients), (int)(caller - client->callers), key_names[caller->key],
-         (long long)options.expiry_ms, options.retry_count, (long long)options.wait_ms);
+    say(world, "client %d handle %d acquires %s for %lld: retry %d wait %lld",
+        (int)(client - clients), (int)(caller - client->callers), key_names[caller->key],
+        (long long)options.expiry_ms, options.retry_count, (long long)options.wait_ms);
     caller->verb = DLOCKI_ACQUIRE;
     must_be(call_acquire(client->factory, &caller->lock, key_names[caller->key], &options),
             "an acquire was an argument error");
@@ -321,8 +311,8 @@ static void random_call(struct world *world)
     }
     if (caller->verb != DLOCKI_NO_VERB) {
         if (world_pick(world, 4) == 0) {
-            tell(world, "client %d handle %d cancels", (int)(client - clients),
-                 (int)(caller - client->callers));
+            say(world, "client %d handle %d cancels", (int)(client - clients),
+                (int)(caller - client->callers));
             totals.cancels++;
             world_cancel(world, lock);
         }
@@ -364,7 +354,7 @@ static void random_step(struct world *world)
         for (int j = 0; j < HANDLES; j++) { /* it finds out afterwards */
             client->callers[j].bound += span;
         }
-        tell(world, "client %d pauses for %d", (int)(client - clients), span);
+        say(world, "client %d pauses for %d", (int)(client - clients), span);
     } else {
         pass(world, 1 + world_pick(world, 60));
     }
@@ -389,19 +379,18 @@ static void open_clients(struct world *world)
 /* For a replay: all that the server saw, and what it still has. */
 static void tell_log(const struct world *world)
 {
-    static const char *const names[] = {"AUTH", "SELECT", "SETNAME", "PING",
-                                        "SET",  "ask",    "extend",  "give back"};
+    static const char *const names[] = {"AUTH",      "SELECT",  "SETNAME", "PING",
+                                        "SUBSCRIBE", "SET",     "ask",     "extend",
+                                        "give back", "inspect", "break"};
+    struct model_key *key = NULL;
     for (int i = 0; tells && i < world->log_count; i++) {
         const struct seen *seen = &world->log[i];
         print_message("at %5lld on %u: %s%s %s: %s %d\n", (long long)(seen->at - WORLD_START),
                       seen->socket, names[seen->kind], seen->whole ? " whole" : "", seen->owner,
                       seen->executed ? "executed" : "not executed", seen->result);
     }
-    for (int i = 0; tells && i < WORLD_KEYS; i++) {
-        if (world->keys[i].used) {
-            print_message("left: %.*s %s\n", (int)world->keys[i].length, world->keys[i].key,
-                          world->keys[i].owner);
-        }
+    while (tells && (key = model_key_next(world->model, key, server_now_us(world))) != NULL) {
+        print_message("left: %s %s\n", key->key, key->sorted ? "" : key->bytes);
     }
 }
 
@@ -430,7 +419,7 @@ static void run_schedule(uint64_t seed)
         int64_t began = world->now;
         int32_t bound = clients[i].factory->command_timeout_ms;
         totals.undone += clients[i].factory->debt_count;
-        tell(world, "client %d closes, %d owed", i, clients[i].factory->debt_count);
+        say(world, "client %d closes, %d owed", i, clients[i].factory->debt_count);
         dlock_close(clients[i].factory);
         must_be(world->now - began <= bound, "a close took longer than its bound");
     }

@@ -237,7 +237,7 @@ static void an_undo_needs_no_second_chance(void **state)
 /* The server that lost the scripts is told them once, not at every attempt. */
 static void later_attempts_need_no_script_again(void **state)
 {
-    static const dlock_options many = {.retry_count = 20};
+    static const dlock_options many = {.retry_count = 20, .no_queue = true};
     struct world *world = world_begin();
     dlock_factory *factory = world_open(world, NULL);
     dlock_lock lock = DLOCK_INIT;

@@ -330,12 +330,14 @@ static void a_queue_of_another_type_keeps_nobody_from_the_lock(void **state)
     for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
         dlock_lock lock = DLOCK_INIT;
         dlock_lock other = DLOCK_INIT;
-        dlock_options waits = {.wait_ms = 100};
+        dlock_options queues = {.wait_ms = 100};
+        dlock_options polls = {.wait_ms = 100, .no_queue = true};
         server_do(&live->server, makers[i]);
         assert_yes(dlock_acquire(live->factory, &lock, "k", &once), &lock);
         assert_held(&live->server, &lock, "k");
         assert_no(dlock_acquire(live->factory, &other, "k", &once), &other, DLOCK_BUSY);
-        assert_no(dlock_acquire(live->factory, &other, "k", &waits), &other, DLOCK_TIMEOUT);
+        assert_no(dlock_acquire(live->factory, &other, "k", &queues), &other, DLOCK_REFUSED);
+        assert_no(dlock_acquire(live->factory, &other, "k", &polls), &other, DLOCK_TIMEOUT);
         assert_yes(dlock_extend(&lock, 60000), &lock);
         assert_yes(dlock_release(&lock), &lock);
         assert_gone(&live->server, "k");

@@ -532,7 +532,7 @@ static void a_part_is_read_up_to_its_end_only(void **state)
     static const char *const cut[] = {"%", "%4", "abc%", "abc%4", "%41%", "%41%4"};
     char to[16];
     size_t length;
-    int value;
+    int64_t value;
     size_t i;
     dlocki_part part;
     (void)state;

@@ -114,6 +114,8 @@ static void a_string_is_framed_by_its_length_whatever_it_holds(void **state)
 #define ASK EVALSHA DLOCKI_LUA_ACQUIRE_SHA1 "\r\n$1\r\n3\r\n"
 #define EXTEND EVALSHA DLOCKI_LUA_EXTEND_SHA1 "\r\n$1\r\n1\r\n"
 #define GIVE_BACK EVALSHA DLOCKI_LUA_RELEASE_SHA1 "\r\n$1\r\n3\r\n"
+#define INSPECT EVALSHA DLOCKI_LUA_INSPECT_SHA1 "\r\n$1\r\n3\r\n"
+#define BREAK EVALSHA DLOCKI_LUA_BREAK_SHA1 "\r\n$1\r\n3\r\n"
 #define K_AND_HELPERS "$1\r\nk\r\n$9\r\n{k}:queue\r\n$9\r\n{k}:fence\r\n"
 #define TAGGED "$5\r\n{u}:x\r\n$17\r\n{u}:x:dlock:queue\r\n$17\r\n{u}:x:dlock:fence\r\n"
 #define NUL_AND_HELPERS "$1\r\n\0\r\n$9\r\n{\0}:queue\r\n$9\r\n{\0}:fence\r\n"
@@ -142,6 +144,10 @@ static const struct {
      IN("*6\r\n" EXTEND "$2\r\na\xff\r\n" BULK_OWNER "$20\r\n-9223372036854775808\r\n")},
     {DLOCKI_GIVE_BACK, true, IN("k"), 0, IN("*7\r\n" GIVE_BACK K_AND_HELPERS BULK_OWNER)},
     {DLOCKI_GIVE_BACK, false, IN("\0"), 0, IN("*7\r\n" GIVE_BACK NUL_AND_HELPERS BULK_OWNER)},
+    {DLOCKI_INSPECT, true, IN("k"), 0, IN("*6\r\n" INSPECT K_AND_HELPERS)},
+    {DLOCKI_INSPECT, false, IN("{u}:x"), 0, IN("*6\r\n" INSPECT TAGGED)},
+    {DLOCKI_BREAK, true, IN("k"), 0, IN("*6\r\n" BREAK K_AND_HELPERS)},
+    {DLOCKI_BREAK, false, IN("\0"), 0, IN("*6\r\n" BREAK NUL_AND_HELPERS)},
 };
 
 static void a_command_is_written_byte_for_byte(void **state)
@@ -159,6 +165,123 @@ static void a_command_is_written_byte_for_byte(void **state)
     }
 }
 
+/* What waits says which ticket, and where it stood; what is a default at the end is left out. */
+#define THIRTY BULK_OWNER "$5\r\n30000\r\n"
+#define LETTER(c) "$1\r\n" c "\r\n"
+#define NO_LETTER "$0\r\n\r\n"
+#define NO_SCORE "$1\r\n0\r\n"
+#define SCORE "$16\r\n1795398000123456\r\n"
+#define NO_FENCE "$1\r\n0\r\n"
+
+static const struct {
+    int kind;
+    char letter;
+    int64_t score;
+    bool fenced;
+    int64_t expiry_ms;
+    const char *bytes;
+} tickets[] = {
+    {DLOCKI_ASK, 0, 0, true, 30000, "*8\r\n" ASK K_AND_HELPERS THIRTY},
+    {DLOCKI_ASK, 0, 1795398000123456, true, 30000, "*8\r\n" ASK K_AND_HELPERS THIRTY},
+    {DLOCKI_ASK, 'g', 0, true, 30000, "*9\r\n" ASK K_AND_HELPERS THIRTY LETTER("g")},
+    {DLOCKI_ASK, 'g', 1795398000123456, true, 30000,
+     "*10\r\n" ASK K_AND_HELPERS THIRTY LETTER("g") SCORE},
+    {DLOCKI_ASK, 'g', 7, true, 30000, "*10\r\n" ASK K_AND_HELPERS THIRTY LETTER("g") "$1\r\n7\r\n"},
+    {DLOCKI_ASK, 'n', 0, true, 30000, "*9\r\n" ASK K_AND_HELPERS THIRTY LETTER("n")},
+    {DLOCKI_ASK, 0, 0, false, 30000,
+     "*11\r\n" ASK K_AND_HELPERS THIRTY NO_LETTER NO_SCORE NO_FENCE},
+    {DLOCKI_ASK, 0, 1795398000123456, false, 30000,
+     "*11\r\n" ASK K_AND_HELPERS THIRTY NO_LETTER SCORE NO_FENCE},
+    {DLOCKI_ASK, 'n', 0, false, 30000,
+     "*11\r\n" ASK K_AND_HELPERS THIRTY LETTER("n") NO_SCORE NO_FENCE},
+    {DLOCKI_ASK, 'n', 1795398000123456, false, 30000,
+     "*11\r\n" ASK K_AND_HELPERS THIRTY LETTER("n") SCORE NO_FENCE},
+    {DLOCKI_GIVE_BACK, 0, 0, true, 30000, "*7\r\n" GIVE_BACK K_AND_HELPERS BULK_OWNER},
+    {DLOCKI_GIVE_BACK, 0, 7, false, 30000, "*7\r\n" GIVE_BACK K_AND_HELPERS BULK_OWNER},
+    {DLOCKI_GIVE_BACK, 'g', 0, true, 30000,
+     "*8\r\n" GIVE_BACK K_AND_HELPERS BULK_OWNER "$44\r\n" OWNER " 30000 g\r\n"},
+    {DLOCKI_GIVE_BACK, 'g', 7, false, 30000,
+     "*8\r\n" GIVE_BACK K_AND_HELPERS BULK_OWNER "$44\r\n" OWNER " 30000 g\r\n"},
+    {DLOCKI_GIVE_BACK, 'n', 7, false, 3,
+     "*8\r\n" GIVE_BACK K_AND_HELPERS BULK_OWNER "$40\r\n" OWNER " 3 n\r\n"},
+    {DLOCKI_GIVE_BACK, 'n', 0, true, 2592000000,
+     "*8\r\n" GIVE_BACK K_AND_HELPERS BULK_OWNER "$49\r\n" OWNER " 2592000000 n\r\n"},
+    /* nobody else has one */
+    {DLOCKI_EXTEND, 'g', 7, true, 30000, "*6\r\n" EXTEND "$1\r\nk\r\n" THIRTY},
+    {DLOCKI_INSPECT, 'g', 7, true, 30000, "*6\r\n" INSPECT K_AND_HELPERS},
+    {DLOCKI_BREAK, 'g', 7, true, 30000, "*6\r\n" BREAK K_AND_HELPERS},
+    {DLOCKI_SET, 'n', 7, false, 30000,
+     "*6\r\n$3\r\nSET\r\n$1\r\nk\r\n" BULK_OWNER NX_PX "$5\r\n30000\r\n"},
+};
+
+static void a_ticket_is_written_byte_for_byte(void **state)
+{
+    size_t i;
+    (void)state;
+    for (i = 0; i < COUNT(tickets); i++) {
+        dlocki_command command = command_of(tickets[i].kind, "k", 1);
+        command.letter = tickets[i].letter;
+        command.score = tickets[i].score;
+        command.fenced = tickets[i].fenced;
+        command.expiry_ms = tickets[i].expiry_ms;
+        empty();
+        assert_true(dlocki_put_command(&out, &command));
+        check_out(tickets[i].bytes, strlen(tickets[i].bytes));
+    }
+}
+
+/* The words of the command in `out`. */
+static int words_of(const char **words, size_t *lengths, int most)
+{
+    const char *at = (const char *)out.bytes + out.from;
+    char *next;
+    int count = (int)strtol(at + 1, &next, 10);
+    int i;
+    assert_int_equal(*at, '*');
+    assert_in_range(count, 1, most);
+    at = next + 2;
+    for (i = 0; i < count; i++) {
+        assert_int_equal(*at, '$');
+        lengths[i] = (size_t)strtoul(at + 1, &next, 10);
+        words[i] = next + 2;
+        at = words[i] + lengths[i] + 2;
+    }
+    assert_ptr_equal(at, out.bytes + out.to);
+    return count;
+}
+
+/* Read back as the script reads it (ARGV[3] or '', ARGV[4] or 0, ARGV[5] ~= '0'), every ask means
+ * what was meant, and its last argument is never one that could have been left out. */
+static void an_ask_means_to_the_script_what_was_meant(void **state)
+{
+    static const char letters[] = {0, 'g', 'n', 'h'};
+    static const int64_t scores[] = {0, 1, 1795398000123456, 9007199254740991};
+    int i;
+    (void)state;
+    for (i = 0; i < 4 * 4 * 2 * 2; i++) {
+        dlocki_command command = command_of(DLOCKI_ASK, "k", 1);
+        const char *words[16];
+        size_t lengths[16];
+        int count;
+        command.letter = letters[i % 4];
+        command.score = scores[i / 4 % 4];
+        command.fenced = i / 16 % 2 == 0;
+        command.whole = i / 32 == 1;
+        empty();
+        assert_true(dlocki_put_command(&out, &command));
+        count = words_of(words, lengths, 11);
+        assert_true(count >= 8);
+        assert_int_equal(count > 8 ? lengths[8] : 0, command.letter != 0);
+        assert_true(count <= 8 || command.letter == 0 || *words[8] == command.letter);
+        if (command.letter != 0) {   /* a score without a ticket means nothing */
+            assert_true(strtoll(count > 9 ? words[9] : "0", NULL, 10) == command.score);
+        }
+        assert_int_equal(count == 11 && lengths[10] == 1 && *words[10] == '0', !command.fenced);
+        assert_false(count == 9 && lengths[8] == 0);
+        assert_false(count == 10 && lengths[9] == 1 && *words[9] == '0');
+    }
+}
+
 static const struct {
     int kind;
     const char *script;
@@ -167,7 +290,89 @@ static const struct {
     {DLOCKI_ASK, DLOCKI_LUA_ACQUIRE, DLOCKI_LUA_ACQUIRE_SHA1},
     {DLOCKI_EXTEND, DLOCKI_LUA_EXTEND, DLOCKI_LUA_EXTEND_SHA1},
     {DLOCKI_GIVE_BACK, DLOCKI_LUA_RELEASE, DLOCKI_LUA_RELEASE_SHA1},
+    {DLOCKI_INSPECT, DLOCKI_LUA_INSPECT, DLOCKI_LUA_INSPECT_SHA1},
+    {DLOCKI_BREAK, DLOCKI_LUA_BREAK, DLOCKI_LUA_BREAK_SHA1},
 };
+
+/* SHA-1 as RFC 3174 has it, of a text that is short enough. */
+static uint32_t rotated(uint32_t word, int by)
+{
+    return word << by | word >> (32 - by);
+}
+
+static void sha1_block(uint32_t hash[5], const unsigned char *block)
+{
+    static const uint32_t constants[] = {0x5a827999, 0x6ed9eba1, 0x8f1bbcdc, 0xca62c1d6};
+    uint32_t w[80];
+    uint32_t v[5];
+    int t;
+    memcpy(v, hash, sizeof v);
+    for (t = 0; t < 80; t++) {
+        uint32_t f = t < 20   ? (v[1] & v[2]) | (~v[1] & v[3])
+                     : t < 40 ? v[1] ^ v[2] ^ v[3]
+                     : t < 60 ? (v[1] & v[2]) | (v[1] & v[3]) | (v[2] & v[3])
+                              : v[1] ^ v[2] ^ v[3];
+        w[t] = t < 16 ? (uint32_t)block[4 * t] << 24 | (uint32_t)block[4 * t + 1] << 16 |
+                            (uint32_t)block[4 * t + 2] << 8 | block[4 * t + 3]
+                      : rotated(w[t - 3] ^ w[t - 8] ^ w[t - 14] ^ w[t - 16], 1);
+        f += rotated(v[0], 5) + v[4] + w[t] + constants[t / 20];
+        v[4] = v[3];
+        v[3] = v[2];
+        v[2] = rotated(v[1], 30);
+        v[1] = v[0];
+        v[0] = f;
+    }
+    for (t = 0; t < 5; t++) {
+        hash[t] += v[t];
+    }
+}
+
+static void sha1_of(const char *text, char digits[41])
+{
+    uint32_t hash[5] = {0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc3d2e1f0};
+    static unsigned char padded[16384];
+    size_t length = strlen(text);
+    size_t blocks = (length + 9 + 63) / 64;
+    size_t i;
+    assert_true(blocks * 64 <= sizeof padded);
+    memset(padded, 0, sizeof padded);
+    memcpy(padded, text, length);
+    padded[length] = 0x80;
+    for (i = 0; i < 8; i++) {
+        padded[blocks * 64 - 1 - i] = (unsigned char)((uint64_t)length * 8 >> 8 * i);
+    }
+    for (i = 0; i < blocks; i++) {
+        sha1_block(hash, padded + 64 * i);
+    }
+    for (i = 0; i < 5; i++) {
+        (void)snprintf(digits + 8 * i, 9, "%08x", (unsigned)hash[i]);
+    }
+}
+
+static void a_script_has_the_sha1_by_which_it_is_called(void **state)
+{
+    static const struct {
+        const char *text;
+        const char *sha1;
+    } known[] = {
+        {"", "da39a3ee5e6b4b0d3255bfef95601890afd80709"},
+        {"abc", "a9993e364706816aba3e25717850c26c9cd0d89d"},
+        {"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
+         "84983e441c3bd26ebaae4aa1f95129e5e54670f1"},
+        {"return 1", "e0e1f9fabfc9d4800c877a703b823ac0578ff8db"},
+    };
+    char digits[41];
+    size_t i;
+    (void)state;
+    for (i = 0; i < COUNT(known); i++) {
+        sha1_of(known[i].text, digits);
+        assert_string_equal(digits, known[i].sha1);
+    }
+    for (i = 0; i < COUNT(scripts); i++) {
+        sha1_of(scripts[i].script, digits);
+        assert_string_equal(digits, scripts[i].sha1);
+    }
+}
 
 /* After NOSCRIPT the body stands where the SHA-1 stood, and nothing else is different. */
 static void the_whole_script_stands_where_its_sha1_stood(void **state)
@@ -202,7 +407,8 @@ static void the_whole_script_stands_where_its_sha1_stood(void **state)
     }
 }
 
-static const int all_kinds[] = {DLOCKI_SET, DLOCKI_ASK, DLOCKI_EXTEND, DLOCKI_GIVE_BACK};
+static const int all_kinds[] = {DLOCKI_SET,       DLOCKI_ASK,     DLOCKI_EXTEND,
+                                DLOCKI_GIVE_BACK, DLOCKI_INSPECT, DLOCKI_BREAK};
 
 /* There is room for a command if there is room for the longest one: so that none is ever cut. */
 static void the_longest_command_fits_its_limit(void **state)
@@ -213,14 +419,19 @@ static void the_longest_command_fits_its_limit(void **state)
     memset(key, 'k', sizeof key);
     key[0] = '{';
     key[2] = '}';   /* the longer shape of helper keys */
-    for (i = 0; i < COUNT(all_kinds) * 4; i++) {
-        dlocki_command command = command_of(all_kinds[i / 4], key, sizeof key);
+    for (i = 0; i < COUNT(all_kinds) * 8; i++) {
+        dlocki_command command = command_of(all_kinds[i / 8], key, sizeof key);
         command.whole = i % 2 == 1;
         command.fenced = i / 2 % 2 == 1;
+        command.letter = i / 4 % 2 == 1 ? 'n' : (char)0;
+        command.score = INT64_MIN;
         command.expiry_ms = INT64_MIN;
         empty();
         assert_true(dlocki_put_command(&out, &command));
         assert_true(out.to <= DLOCKI_COMMAND_MAX);
+    }
+    for (i = 0; i < COUNT(scripts); i++) {
+        assert_true(strlen(scripts[i].script) <= DLOCKI_SCRIPT_MAX);
     }
     /* a handshake of the longest kind, and a script, both twice */
     assert_true(2 * (2 * DLOCKI_SECRET_MAX + DLOCKI_NAME_MAX + 256 + DLOCKI_COMMAND_MAX) <=
@@ -281,6 +492,7 @@ static void what_was_sent_makes_room(void **state)
 #define AUTH_ME "*3\r\n$4\r\nAUTH\r\n$2\r\nme\r\n$2\r\npw\r\n"
 #define SETNAME_IT "*3\r\n$6\r\nCLIENT\r\n$7\r\nSETNAME\r\n$2\r\nit\r\n"
 #define PING "*1\r\n$4\r\nPING\r\n"
+#define SUBSCRIBE "*2\r\n$9\r\nSUBSCRIBE\r\n$22\r\ndlock:0123456789abcdef\r\n"
 
 /* The handshake travels in one piece before the first command. */
 static void a_handshake_is_written_byte_for_byte(void **state)
@@ -289,37 +501,45 @@ static void a_handshake_is_written_byte_for_byte(void **state)
         const char *url;
         const char *client_name;
         bool barrier;
-        const char *flights;   /* A: AUTH, S: SELECT, N: CLIENT SETNAME, P: PING */
+        bool inbox;
+        const char *flights;   /* A: AUTH, S: SELECT, N: SETNAME, P: PING, L: SUBSCRIBE */
         const char *bytes;
         size_t length;
     } handshakes[] = {
-        {"redis://h", NULL, false, "", IN("")},
-        {"redis://me:pw@h", NULL, false, "A", IN(AUTH_ME)},
-        {"redis://:pw@h", NULL, false, "A", IN("*2\r\n$4\r\nAUTH\r\n$2\r\npw\r\n")},
-        {"redis://me:@h", NULL, false, "A", IN("*3\r\n$4\r\nAUTH\r\n$2\r\nme\r\n$0\r\n\r\n")},
-        {"redis://:p%00%0D%0Aw@h", NULL, false, "A", IN("*2\r\n$4\r\nAUTH\r\n$5\r\np\0\r\nw\r\n")},
-        {"redis://h/12", NULL, false, "S", IN("*2\r\n$6\r\nSELECT\r\n$2\r\n12\r\n")},
-        {"redis://h/0", "it", false, "N", IN(SETNAME_IT)},
-        {"redis://h", NULL, true, "P", IN(PING)},
-        {"unix://me:pw@/s?db=3", "it", true, "ASNP",
+        {"redis://h", NULL, false, false, "", IN("")},
+        {"redis://me:pw@h", NULL, false, false, "A", IN(AUTH_ME)},
+        {"redis://:pw@h", NULL, false, false, "A", IN("*2\r\n$4\r\nAUTH\r\n$2\r\npw\r\n")},
+        {"redis://me:@h", NULL, false, false, "A",
+         IN("*3\r\n$4\r\nAUTH\r\n$2\r\nme\r\n$0\r\n\r\n")},
+        {"redis://:p%00%0D%0Aw@h", NULL, false, false, "A",
+         IN("*2\r\n$4\r\nAUTH\r\n$5\r\np\0\r\nw\r\n")},
+        {"redis://h/12", NULL, false, false, "S", IN("*2\r\n$6\r\nSELECT\r\n$2\r\n12\r\n")},
+        {"redis://h/0", "it", false, false, "N", IN(SETNAME_IT)},
+        {"redis://h", NULL, true, false, "P", IN(PING)},
+        {"unix://me:pw@/s?db=3", "it", true, false, "ASNP",
          IN(AUTH_ME "*2\r\n$6\r\nSELECT\r\n$1\r\n3\r\n" SETNAME_IT PING)},
+        /* the inbox: messages reach all databases, and there is nothing to undo behind */
+        {"redis://h", NULL, false, true, "L", IN(SUBSCRIBE)},
+        {"redis://h/12", NULL, true, true, "L", IN(SUBSCRIBE)},
+        {"unix://me:pw@/s?db=3", "it", true, true, "ANL", IN(AUTH_ME SETNAME_IT SUBSCRIBE)},
     };
     size_t i;
     (void)state;
     for (i = 0; i < COUNT(handshakes); i++) {
         dlock_config config = {.client_name = handshakes[i].client_name};
         dlock_factory *factory = open_factory(handshakes[i].url, &config);
-        dlocki_link *link = &factory->link;
+        dlocki_link *link = handshakes[i].inbox ? &factory->inbox : &factory->link;
         int flight;
+        memcpy(factory->id, "0123456789abcdef", sizeof factory->id);
         link->barrier = handshakes[i].barrier;
-        dlocki_put_handshake(factory);
+        dlocki_put_handshake(factory, link);
         out.from = 0;
         out.to = link->out.to;
         memcpy(out.bytes, link->out.bytes, out.to);
         check_out(handshakes[i].bytes, handshakes[i].length);
         assert_int_equal(link->flight_count, strlen(handshakes[i].flights));
         for (flight = 0; flight < link->flight_count; flight++) {
-            assert_int_equal("ASNP"[link->flights[flight].kind], handshakes[i].flights[flight]);
+            assert_int_equal("ASNPL"[link->flights[flight].kind], handshakes[i].flights[flight]);
         }
         dlock_close(factory);
     }
@@ -351,6 +571,9 @@ static outcome read_in_pieces(const char *bytes, size_t length, size_t first, si
     assert_non_null(reader);
     memset(reply.text, 0x55, sizeof reply.text);   /* whatever was there before */
     memset(reply.values, 0x55, sizeof reply.values);
+    memset(reply.lengths, 0x55, sizeof reply.lengths);
+    memset(reply.parts, 0x55, sizeof reply.parts);
+    reply.texts = 0x55;
     reply.type = 77;
     reply.count = 77;
     while (at < length && result.kind == NOTHING) {
@@ -404,23 +627,31 @@ static const wire_case wire_cases[] = {
      "array 1 1795398000123457 30000 1795398000123456"},
     {IN("*6\r\n:0\r\n:-1\r\n:1795398000123456\r\n:0\r\n:0\r\n:1\r\n"),
      "array 0 -1 1795398000123456 0 0 1"},
-    {IN("*8\r\n:1\r\n:2\r\n:3\r\n:4\r\n:5\r\n:6\r\n:7\r\n:8\r\n"), "array 1 2 3 4 5 6 7 8"},
+    {IN("*1\r\n$1\r\na\r\n"), "array 'a'"},
+    {IN("*1\r\n$0\r\n\r\n"), "array ''"},
+    {IN("*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nx\r\n"), "array 'message' 'ch' 'x'"},
+    {IN("*3\r\n$9\r\nsubscribe\r\n$2\r\nch\r\n:1\r\n"), "array 'subscribe' 'ch' 1"},
+    {IN("*4\r\n:-2\r\n:0\r\n:0\r\n$5\r\na\r\n\0b\r\n"), "array -2 0 0 'a\r\n?b'"},
+    {IN("*6\r\n$1\r\na\r\n:2\r\n$1\r\nc\r\n:4\r\n$1\r\ne\r\n$1\r\nf\r\n"),
+     "array 'a' 2 'c' 4 'e' 'f'"},
 
     /* well-formed, and of a shape that nothing we ask for has */
-    {IN("*9\r\n:1\r\n"), "broken"},
+    {IN("*7\r\n:1\r\n"), "broken"},
+    {IN("*8\r\n:1\r\n"), "broken"},
     {IN("*1000000\r\n"), "broken"},
     {IN("*2147483647\r\n"), "broken"},
-    {IN("*1\r\n$1\r\na\r\n"), "broken"},
     {IN("*1\r\n+OK\r\n"), "broken"},
     {IN("*1\r\n-ERR\r\n"), "broken"},
     {IN("*1\r\n$-1\r\n"), "broken"},
     {IN("*1\r\n*-1\r\n"), "broken"},
     {IN("*1\r\n*0\r\n"), "broken"},
     {IN("*1\r\n*1\r\n:1\r\n"), "broken"},
-    {IN("*4\r\n:1\r\n:1795398000123457\r\n:30000\r\n$3\r\nnow\r\n"), "broken"},
-    {IN("*4\r\n:1\r\n$1\r\nx\r\n:30000\r\n:1\r\n"), "broken"},
-    {IN("*2\r\n:1\r\n*8\r\n:1\r\n"), "broken"},
-    {IN("*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nx\r\n"), "broken"},
+    {IN("*2\r\n:1\r\n*6\r\n:1\r\n"), "broken"},
+    {IN("*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n*1\r\n$1\r\nx\r\n"), "broken"},
+    {IN("*3\r\n$9\r\nsubscribe\r\n$-1\r\n:1\r\n"), "broken"},
+    {IN("*3\r\n+message\r\n$2\r\nch\r\n$1\r\nx\r\n"), "broken"},
+    {IN("*4\r\n:-2\r\n:0\r\n:0\r\n$-1\r\n"), "broken"},
+    {IN("*4\r\n:-2\r\n:0\r\n:0\r\n+\r\n"), "broken"},
 
     /* no RESP at all */
     {IN("HTTP/1.1 400 Bad Request\r\n"), "broken"},
@@ -462,7 +693,8 @@ static const wire_case wire_cases[] = {
     {IN("$3\r\nabc\r"), "nothing"},
     {IN("$2147483647\r\nabc"), "nothing"},
     {IN("*4\r\n:1\r\n:2\r\n:3\r\n"), "nothing"},
-    {IN("*8\r\n"), "nothing"},
+    {IN("*6\r\n"), "nothing"},
+    {IN("*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$5\r\nx"), "nothing"},
 };
 
 /* In words: the kind, and what is in it. */
@@ -485,8 +717,19 @@ static const char *describe(const outcome *is)
         (void)snprintf(text + length, sizeof text - length, " %s", is->reply.text);
     }
     for (i = 0; is->reply.type == REDIS_REPLY_ARRAY && i < is->reply.count; i++) {
-        length += (size_t)snprintf(text + length, sizeof text - length, " %lld",
-                                   (long long)is->reply.values[i]);
+        size_t c;
+        if ((is->reply.texts >> i & 1u) == 0) {
+            length += (size_t)snprintf(text + length, sizeof text - length, " %lld",
+                                       (long long)is->reply.values[i]);
+            continue;
+        }
+        length += (size_t)snprintf(text + length, sizeof text - length, " '");
+        for (c = 0; c < is->reply.lengths[i]; c++) {
+            text[length++] = (char)(is->reply.parts[i][c] != 0 ? is->reply.parts[i][c] : '?');
+        }
+        assert_int_equal(is->reply.parts[i][c], 0);   /* whatever it holds, it ends */
+        text[length++] = '\'';
+        text[length] = 0;
     }
     return text;
 }
@@ -550,6 +793,10 @@ static void resp3_is_no_answer(void **state)
         {IN("~4\r\n:1\r\n:1795398000123457\r\n:30000\r\n:1795398000123456\r\n")},
         {IN(">4\r\n:1\r\n:1795398000123457\r\n:30000\r\n:1795398000123456\r\n")},
         {IN(">3\r\n+message\r\n+ch\r\n+x\r\n")},
+        {IN(">3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nx\r\n")},
+        {IN("*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n=5\r\ntxt:x\r\n")},
+        {IN("*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n(5\r\n")},
+        {IN("*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n_\r\n")},
         {IN("*4\r\n:1\r\n,1.5\r\n:30000\r\n:1795398000123456\r\n")},
         {IN("*4\r\n:1\r\n#t\r\n:30000\r\n:1795398000123456\r\n")},
         {IN("*4\r\n:1\r\n_\r\n:30000\r\n:1795398000123456\r\n")},
@@ -605,9 +852,9 @@ static void a_strange_shape_is_marked(void **state)
 {
     outcome is;
     (void)state;
-    is = read_whole("*9\r\n", 4);
+    is = read_whole("*7\r\n", 4);
     assert_true(is.strange);
-    is = read_whole("*1\r\n$1\r\na\r\n", 11);
+    is = read_whole("*1\r\n+a\r\n", 8);
     assert_true(is.strange);
     is = read_whole("*1\r\n$-1\r\n", 9);
     assert_true(is.strange);
@@ -628,8 +875,8 @@ static void a_second_reply_is_seen_behind_the_first(void **state)
 /* One reader, many replies: nothing of one is left in the next. */
 static void a_reply_leaves_nothing_for_the_next(void **state)
 {
-    static const char stream[] =
-        "*4\r\n:1\r\n:2\r\n:3\r\n:4\r\n+OK\r\n:7\r\n$-1\r\n-ERR x\r\n*1\r\n:9\r\n+PONG\r\n";
+    static const char stream[] = "*4\r\n$1\r\na\r\n:2\r\n:3\r\n$1\r\nd\r\n+OK\r\n:7\r\n$-1\r\n-ERR "
+                                 "x\r\n*1\r\n:9\r\n+PONG\r\n";
     static const int types[] = {REDIS_REPLY_ARRAY, REDIS_REPLY_STATUS, REDIS_REPLY_INTEGER,
                                 REDIS_REPLY_NIL,   REDIS_REPLY_ERROR,  REDIS_REPLY_ARRAY,
                                 REDIS_REPLY_STATUS};
@@ -655,6 +902,9 @@ static void a_reply_leaves_nothing_for_the_next(void **state)
         } else if (i == 5) {
             assert_int_equal(reply.count, 1);
             assert_int_equal(reply.values[0], 9);
+            assert_int_equal(reply.texts, 0);
+        } else if (i == 0) {
+            assert_int_equal(reply.texts, 9);
         }
     }
     assert_int_equal(reader->pos, reader->len);
@@ -700,6 +950,43 @@ static void a_long_text_is_cut(void **state)
         is = read_whole(bytes, i + 3);
         assert_int_equal(is.kind, REPLY);
         assert_int_equal(strlen(is.reply.text), i < 159 ? i : 159);
+    }
+    free(bytes);
+}
+
+/* In an array a text is cut, too, and its length is that of what was kept. */
+static void a_long_text_in_an_array_is_cut(void **state)
+{
+    static const size_t lengths[] = {0, 1, 22, 95, 96, 97, 98, 160, 65535, MEGABYTE};
+    char *bytes = (char *)malloc(6 * (MEGABYTE + 64));
+    size_t i;
+    (void)state;
+    assert_non_null(bytes);
+    for (i = 0; i < COUNT(lengths); i++) {
+        size_t kept = lengths[i] < DLOCKI_PART_MAX ? lengths[i] : DLOCKI_PART_MAX;
+        size_t at = (size_t)snprintf(bytes, 64, "*6\r\n");
+        outcome is;
+        int part;
+        for (part = 0; part < 6; part++) {
+            at += (size_t)snprintf(bytes + at, 64, "$%u\r\n", (unsigned)lengths[i]);
+            memset(bytes + at, 'a' + part, lengths[i]);
+            at += lengths[i];
+            memcpy(bytes + at, "\r\n", 2);
+            at += 2;
+        }
+        is = read_in_pieces(bytes, at, 16384, 16384);
+        assert_int_equal(is.kind, REPLY);
+        assert_int_equal(is.left, 0);
+        assert_int_equal(is.reply.count, 6);
+        assert_int_equal(is.reply.texts, 63);
+        for (part = 0; part < 6; part++) {
+            size_t c;
+            assert_int_equal(is.reply.lengths[part], kept);
+            for (c = 0; c < kept; c++) {
+                assert_int_equal(is.reply.parts[part][c], 'a' + part);
+            }
+            assert_int_equal(is.reply.parts[part][kept], 0);
+        }
     }
     free(bytes);
 }
@@ -796,13 +1083,19 @@ static const ask_case ask_cases[] = {
     {"*6\r\n:0\r\n:100\r\n:0\r\n:0\r\n:0\r\n:0\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {"*6\r\n:0\r\n:100\r\n:-4\r\n:0\r\n:0\r\n:0\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {"*6\r\n:0\r\n:100\r\n:4\r\n:-1\r\n:0\r\n:0\r\n", true, DLOCKI_GARBAGE, 0, 0},
+    {"*6\r\n:0\r\n:100\r\n:4\r\n:9007199254740992\r\n:1\r\n:0\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {"*6\r\n:0\r\n:100\r\n:4\r\n:0\r\n:-1\r\n:0\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {"*6\r\n:0\r\n:100\r\n:4\r\n:0\r\n:0\r\n:2\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {"*6\r\n:0\r\n:100\r\n:4\r\n:0\r\n:0\r\n:-1\r\n", true, DLOCKI_GARBAGE, 0, 0},
     /* wrong sizes */
     {"*4\r\n:0\r\n:100\r\n:4\r\n:0\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {"*5\r\n:0\r\n:100\r\n:4\r\n:0\r\n:0\r\n", true, DLOCKI_GARBAGE, 0, 0},
-    {"*7\r\n:0\r\n:100\r\n:4\r\n:0\r\n:0\r\n:0\r\n:0\r\n", true, DLOCKI_GARBAGE, 0, 0},
+    /* a text where a number belongs */
+    {"*6\r\n$1\r\n0\r\n:100\r\n:4\r\n:0\r\n:0\r\n:0\r\n", true, DLOCKI_GARBAGE, 0, 0},
+    {"*6\r\n:0\r\n:100\r\n:4\r\n:0\r\n:0\r\n$1\r\n0\r\n", true, DLOCKI_GARBAGE, 0, 0},
+    {"*4\r\n:1\r\n$1\r\n5\r\n:30000\r\n:4\r\n", true, DLOCKI_GARBAGE, 0, 0},
+    {"*4\r\n:1\r\n:5\r\n:30000\r\n$1\r\n4\r\n", true, DLOCKI_GARBAGE, 0, 0},
+    {"*1\r\n$1\r\n2\r\n", true, DLOCKI_GARBAGE, 0, 0},
     {"*1\r\n:0\r\n", true, DLOCKI_GARBAGE, 0, 0},
     /* ask again; cannot grow */
     {"*1\r\n:2\r\n", true, DLOCKI_AGAIN, 0, 0},
@@ -837,6 +1130,378 @@ static void an_ask_takes_what_its_script_says_and_nothing_else(void **state)
     }
 }
 
+/* What a refusal says besides: the lease, the server's clock, our score and place, whose it is. */
+static void held_tells_score_place_clock_and_whose_it_is(void **state)
+{
+    static const struct {
+        const char *bytes;
+        int64_t lease_ms, now_us, score, place;
+        bool foreign;
+    } cases[] = {
+        {"*6\r\n:0\r\n:100\r\n:4\r\n:0\r\n:0\r\n:0\r\n", 100, 4, 0, 0, false},
+        {"*6\r\n:0\r\n:-1\r\n:1\r\n:0\r\n:0\r\n:1\r\n", -1, 1, 0, 0, true},
+        {"*6\r\n:0\r\n:7\r\n:1795398000123456\r\n:1795398000123455\r\n:3\r\n:1\r\n", 7,
+         1795398000123456, 1795398000123455, 3, true},
+        {"*6\r\n:0\r\n:7\r\n:9\r\n:9007199254740991\r\n:1000000\r\n:0\r\n", 7, 9, 9007199254740991,
+         1000000, false},
+    };
+    size_t i;
+    (void)state;
+    for (i = 0; i < COUNT(cases); i++) {
+        dlocki_verdict is = judge(cases[i].bytes, strlen(cases[i].bytes), DLOCKI_ASK, i % 2 == 0);
+        assert_int_equal(is.kind, DLOCKI_HELD);
+        assert_true(is.lease_ms == cases[i].lease_ms && is.now_us == cases[i].now_us);
+        assert_true(is.score == cases[i].score && is.place == cases[i].place);
+        assert_int_equal(is.foreign, cases[i].foreign);
+    }
+}
+
+/* A grant that is told in full brings the server's clock, a bare fence does not. */
+static void a_grant_tells_the_clock_if_it_is_told_in_full(void **state)
+{
+    dlocki_verdict is =
+        judge(IN("*4\r\n:1\r\n:5\r\n:30000\r\n:1795398000123456\r\n"), DLOCKI_ASK, true);
+    (void)state;
+    assert_int_equal(is.kind, DLOCKI_GRANTED);
+    assert_true(is.now_us == 1795398000123456);
+    assert_true(is.score == 0 && is.place == 0 && !is.foreign);
+    is = judge(IN(":1795398000123457\r\n"), DLOCKI_ASK, true);
+    assert_int_equal(is.kind, DLOCKI_GRANTED);
+    assert_int_equal(is.now_us, 0);
+}
+
+#define HEX32 "0123456789abcdeffedcba9876543210"
+#define SEEN(lease, fence, waiters, holder) \
+    "*4\r\n:" lease "\r\n:" fence "\r\n:" waiters "\r\n" holder "\r\n"
+
+static const struct {
+    const char *bytes;
+    size_t length;
+    int kind;
+    int64_t lease_ms;
+    uint64_t fence;
+    int64_t waiters;
+    bool foreign;
+    size_t owner_length;
+} inspections[] = {
+    {IN(SEEN("-2", "0", "0", "$0\r\n")), DLOCKI_SEEN, -2, 0, 0, false, 0},
+    {IN(SEEN("-2", "77", "3", "$0\r\n")), DLOCKI_SEEN, -2, 77, 3, false, 0},
+    {IN(SEEN("100", "77", "3", "$36\r\n" OWNER)), DLOCKI_SEEN, 100, 77, 3, false, 36},
+    {IN(SEEN("0", "9007199254740991", "9223372036854775807", "$36\r\n" OWNER)), DLOCKI_SEEN, 0,
+     9007199254740991, INT64_MAX, false, 36},
+    {IN(SEEN("-1", "0", "0", "$3\r\nabc")), DLOCKI_SEEN, -1, 0, 0, true, 3},
+    {IN(SEEN("-1", "0", "0", "$0\r\n")), DLOCKI_SEEN, -1, 0, 0, true, 0},
+    {IN(SEEN("5", "0", "0", "$36\r\ndl2-" HEX32)), DLOCKI_SEEN, 5, 0, 0, true, 36},
+    {IN(SEEN("5", "0", "0", "$37\r\n" OWNER "0")), DLOCKI_SEEN, 5, 0, 0, true, 37},
+    {IN(SEEN("5", "0", "0", "$64\r\n" HEX32 HEX32)), DLOCKI_SEEN, 5, 0, 0, true, 64},
+    {IN(SEEN("5", "0", "0", "$3\r\n\0\r\n")), DLOCKI_SEEN, 5, 0, 0, true, 3},
+    /* the right shape, and values that cannot be */
+    {IN(SEEN("-3", "0", "0", "$0\r\n")), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN(SEEN("-9223372036854775808", "0", "0", "$0\r\n")), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN(SEEN("5", "-1", "0", "$0\r\n")), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN(SEEN("5", "9007199254740992", "0", "$0\r\n")), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN(SEEN("5", "0", "-1", "$0\r\n")), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN(SEEN("5", "0", "0", "$65\r\n" HEX32 HEX32 "0")), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN(SEEN("5", "0", "0", "$97\r\n" HEX32 HEX32 HEX32 "0")), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    /* wrong shapes */
+    {IN(SEEN("5", "0", "0", ":7")), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("*4\r\n$1\r\n5\r\n:0\r\n:0\r\n$0\r\n\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("*4\r\n:5\r\n$1\r\n0\r\n:0\r\n$0\r\n\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("*4\r\n:5\r\n:0\r\n$1\r\n0\r\n$0\r\n\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("*3\r\n:5\r\n:0\r\n:0\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("*3\r\n:5\r\n:0\r\n$0\r\n\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("*5\r\n:5\r\n:0\r\n:0\r\n$0\r\n\r\n:0\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("*0\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("$-1\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("+OK\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN(":0\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("$36\r\n" OWNER "\r\n"), DLOCKI_GARBAGE, 0, 0, 0, false, 0},
+    {IN("-WRONGTYPE x\r\n"), DLOCKI_REFUSAL, 0, 0, 0, false, 0},
+};
+
+static void an_inspection_takes_what_its_script_says_and_nothing_else(void **state)
+{
+    size_t i;
+    (void)state;
+    for (i = 0; i < COUNT(inspections); i++) {
+        outcome is = read_whole(inspections[i].bytes, inspections[i].length);
+        dlocki_verdict verdict = dlocki_judge(DLOCKI_INSPECT, i % 2 == 0, 0, &is.reply);
+        assert_int_equal(is.kind, REPLY);
+        if (verdict.kind != inspections[i].kind) {
+            fail_msg("row %u is %d", (unsigned)i, verdict.kind);
+        }
+        if (verdict.kind == DLOCKI_SEEN) {
+            assert_ptr_equal(verdict.owner, is.reply.parts[3]);
+        }
+        assert_true(verdict.lease_ms == inspections[i].lease_ms);
+        assert_true(verdict.fence == inspections[i].fence);
+        assert_true(verdict.place == inspections[i].waiters);
+        assert_int_equal(verdict.owner_length, inspections[i].owner_length);
+        assert_int_equal(verdict.foreign, inspections[i].foreign);
+    }
+}
+
+static void an_owner_is_a_prefix_and_32_hex_digits(void **state)
+{
+    char text[40];
+    size_t i;
+    (void)state;
+    memcpy(text, OWNER "00", 39);
+    for (i = 0; i < 39; i++) {
+        assert_int_equal(dlocki_is_owner(text, i), i == 36);
+    }
+    assert_true(dlocki_is_owner("dl1-0123456789ABCDEFFEDCBA9876543210", 36));
+    for (i = 0; i < 36; i++) {
+        static const char wrong[] = {'g', '/', ':', '@', '`', 'G', ' ', 0, '-', '\xff', '\r'};
+        size_t j;
+        for (j = 0; j < COUNT(wrong); j++) {
+            memcpy(text, OWNER, 37);
+            text[i] = wrong[j];
+            assert_int_equal(dlocki_is_owner(text, 36), i == 3 && wrong[j] == '-');
+        }
+    }
+    memcpy(text, OWNER, 37);
+    text[2] = '2';
+    assert_false(dlocki_is_owner(text, 36));
+}
+
+/* ------------------------------------------------------------------------------------ the inbox */
+
+#define ID "0123456789abcdef"
+#define CHANNEL "$22\r\ndlock:" ID "\r\n"
+#define MESSAGE "*3\r\n$7\r\nmessage\r\n" CHANNEL
+
+typedef struct inbox_case {
+    const char *bytes;
+    size_t length;
+    int kind;
+    uint64_t fence;
+    int64_t now_us;
+} inbox_case;
+
+static const inbox_case inbox_cases[] = {
+    {IN("*3\r\n$9\r\nsubscribe\r\n" CHANNEL ":1\r\n"), DLOCKI_SUBSCRIBED_TO, 0, 0},
+    {IN("*2\r\n$4\r\npong\r\n$0\r\n\r\n"), DLOCKI_PONG, 0, 0},
+    {IN("*2\r\n$4\r\npong\r\n$4\r\nwhat\r\n"), DLOCKI_PONG, 0, 0},
+    {IN(MESSAGE "$58\r\ng " OWNER " 77 1795398000123456\r\n"), DLOCKI_GRANT, 77, 1795398000123456},
+    {IN(MESSAGE "$40\r\ng " OWNER "    \r\n"), DLOCKI_HEARSAY, 0, 0},
+    {IN(MESSAGE "$0\r\n\r\n"), DLOCKI_HEARSAY, 0, 0},
+    {IN(MESSAGE "$38\r\nb " OWNER "\r\n"), DLOCKI_TAKEN, 0, 0},
+    /* what a server says that was asked for more than one channel, or for less */
+    {IN("*3\r\n$9\r\nsubscribe\r\n" CHANNEL ":2\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$9\r\nsubscribe\r\n" CHANNEL ":0\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$9\r\nsubscribe\r\n" CHANNEL ":-1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$9\r\nsubscribe\r\n" CHANNEL "$1\r\n1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$9\r\nSUBSCRIBE\r\n" CHANNEL ":1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$10\r\npsubscribe\r\n" CHANNEL ":1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$11\r\nunsubscribe\r\n" CHANNEL ":0\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*2\r\n$9\r\nsubscribe\r\n" CHANNEL), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*4\r\n$9\r\nsubscribe\r\n" CHANNEL ":1\r\n:1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$9\r\nsubscribe\r\n:1\r\n:1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n:1\r\n" CHANNEL ":1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    /* other channels */
+    {IN("*3\r\n$9\r\nsubscribe\r\n$22\r\ndlock:0123456789abcdee\r\n:1\r\n"), DLOCKI_NO_MESSAGE, 0,
+     0},
+    {IN("*3\r\n$9\r\nsubscribe\r\n$22\r\ndlock:0123456789ABCDEF\r\n:1\r\n"), DLOCKI_NO_MESSAGE, 0,
+     0},
+    {IN("*3\r\n$9\r\nsubscribe\r\n$22\r\ndlocc:" ID "\r\n:1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$9\r\nsubscribe\r\n$21\r\ndlock:0123456789abcde\r\n:1\r\n"), DLOCKI_NO_MESSAGE, 0,
+     0},
+    {IN("*3\r\n$9\r\nsubscribe\r\n$23\r\ndlock:" ID "0\r\n:1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$9\r\nsubscribe\r\n$0\r\n\r\n:1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$7\r\nmessage\r\n$22\r\ndlock:0023456789abcdef\r\n$38\r\nb " OWNER "\r\n"),
+     DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$7\r\nmessage\r\n$5\r\nother\r\n$38\r\nb " OWNER "\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*4\r\n$8\r\npmessage\r\n$1\r\n*\r\n" CHANNEL "$38\r\nb " OWNER "\r\n"), DLOCKI_NO_MESSAGE,
+     0, 0},
+    {IN("*3\r\n$8\r\nsmessage\r\n" CHANNEL "$38\r\nb " OWNER "\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$7\r\nMessage\r\n" CHANNEL "$38\r\nb " OWNER "\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*4\r\n$7\r\nmessage\r\n" CHANNEL "$38\r\nb " OWNER "\r\n$1\r\nx\r\n"), DLOCKI_NO_MESSAGE,
+     0, 0},
+    {IN(MESSAGE ":1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    /* no pong */
+    {IN("*2\r\n$4\r\nPONG\r\n$0\r\n\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n$4\r\npong\r\n$0\r\n\r\n$0\r\n\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*1\r\n$4\r\npong\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*2\r\n$4\r\npong\r\n:1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*2\r\n$5\r\npongs\r\n$0\r\n\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    /* no arrays of such a kind at all */
+    {IN("*0\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("*3\r\n:1\r\n:2\r\n:3\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("+PONG\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("+OK\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN(":1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("$-1\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("$7\r\nmessage\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+    {IN("-NOAUTH x\r\n"), DLOCKI_NO_MESSAGE, 0, 0},
+};
+
+static void the_inbox_takes_what_was_subscribed_to_and_nothing_else(void **state)
+{
+    size_t i;
+    (void)state;
+    for (i = 0; i < COUNT(inbox_cases); i++) {
+        outcome is = read_whole(inbox_cases[i].bytes, inbox_cases[i].length);
+        dlocki_message message = dlocki_judge_inbox(&is.reply, ID);
+        assert_int_equal(is.kind, REPLY);
+        if (message.kind != inbox_cases[i].kind) {
+            fail_msg("row %u is %d", (unsigned)i, message.kind);
+        }
+        assert_true(message.fence == inbox_cases[i].fence);
+        assert_true(message.now_us == inbox_cases[i].now_us);
+    }
+}
+
+/* What is made of a payload; it comes as a message does. */
+static dlocki_message payload(const char *text, size_t length)
+{
+    static outcome is;
+    char bytes[512];
+    int head = snprintf(bytes, sizeof bytes, MESSAGE "$%u\r\n", (unsigned)length);
+    assert_true((size_t)head + length + 2 <= sizeof bytes);
+    memcpy(bytes + head, text, length);
+    memcpy(bytes + head + length, "\r\n", 2);
+    is = read_whole(bytes, (size_t)head + length + 2);
+    assert_int_equal(is.kind, REPLY);
+    return dlocki_judge_inbox(&is.reply, ID);
+}
+
+static const struct {
+    const char *text;
+    size_t length;
+    int kind;
+    uint64_t fence;
+    int64_t now_us;
+} payloads[] = {
+    {IN("g " OWNER " 0 1"), DLOCKI_GRANT, 0, 1},   /* without a fence */
+    {IN("g " OWNER " 1 1"), DLOCKI_GRANT, 1, 1},
+    {IN("g " OWNER " 9007199254740991 9007199254740991"), DLOCKI_GRANT, 9007199254740991,
+     9007199254740991},
+    {IN("g " OWNER " 9007199254740992 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1 9007199254740992"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 18446744073709551617 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1 18446744073709551617"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1 0"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " -1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1 -1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " +1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1.0 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1e3 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 0x1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " x 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1 1 "), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1 1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1 1\0"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1\0 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1 1\n"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER "  1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER " 1  1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER "\t1\t1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g  " OWNER " 1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN(" g " OWNER " 1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("G " OWNER " 1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("gg" OWNER " 1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g_" OWNER " 1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER "0 1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g DL1-" HEX32 " 1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("g dl1-0123456789abcdeffedcba987654321g 1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("b " OWNER), DLOCKI_TAKEN, 0, 0},
+    {IN("b " OWNER " "), DLOCKI_HEARSAY, 0, 0},
+    {IN("b " OWNER "0"), DLOCKI_HEARSAY, 0, 0},
+    {IN("b " OWNER "\0"), DLOCKI_HEARSAY, 0, 0},
+    {IN("b " OWNER " 1 1"), DLOCKI_HEARSAY, 0, 0},
+    {IN("B " OWNER), DLOCKI_HEARSAY, 0, 0},
+    {IN("b" OWNER), DLOCKI_HEARSAY, 0, 0},
+    {IN("b\0" OWNER), DLOCKI_HEARSAY, 0, 0},
+    {IN("g " OWNER), DLOCKI_HEARSAY, 0, 0},
+    {IN("h some key"), DLOCKI_HEARSAY, 0, 0},   /* for programs that wait on several servers */
+    {IN("h " OWNER), DLOCKI_HEARSAY, 0, 0},
+    {IN("\0"), DLOCKI_HEARSAY, 0, 0},
+    {IN(OWNER), DLOCKI_HEARSAY, 0, 0},
+};
+
+static void a_payload_is_a_grant_a_loss_or_hearsay(void **state)
+{
+    size_t i;
+    (void)state;
+    for (i = 0; i < COUNT(payloads); i++) {
+        dlocki_message message = payload(payloads[i].text, payloads[i].length);
+        if (message.kind != payloads[i].kind) {
+            fail_msg("row %u: %s is %d", (unsigned)i, payloads[i].text, message.kind);
+        }
+        if (message.kind != DLOCKI_HEARSAY) {
+            assert_memory_equal(message.owner, OWNER, DLOCKI_OWNER_LENGTH);
+        }
+        assert_true(message.fence == payloads[i].fence);
+        assert_true(message.now_us == payloads[i].now_us);
+    }
+}
+
+/* Whoever cuts a message in two makes hearsay of it, but where it ends in a number. */
+static void a_cut_payload_is_hearsay(void **state)
+{
+    static const char grant[] = "g " OWNER " 77 1795398000123456";
+    static const char loss[] = "b " OWNER;
+    size_t length;
+    (void)state;
+    for (length = 0; length < sizeof grant - 1; length++) {
+        dlocki_message message = payload(grant, length);
+        bool whole = length > sizeof grant - 1 - 16;   /* the clock has a digit at least */
+        assert_int_equal(message.kind, whole ? DLOCKI_GRANT : DLOCKI_HEARSAY);
+    }
+    for (length = 0; length < sizeof loss - 1; length++) {
+        assert_int_equal(payload(loss, length).kind, DLOCKI_HEARSAY);
+    }
+}
+
+/* A payload that is longer than what is kept ends in nothing that could be believed. */
+static void a_payload_longer_than_what_is_kept_is_hearsay(void **state)
+{
+    char text[256];
+    size_t length;
+    (void)state;
+    for (length = 80; length <= 200; length++) {
+        int head = snprintf(text, sizeof text, "g " OWNER " 1 1");
+        memset(text + head, ' ', sizeof text - (size_t)head);
+        assert_int_equal(payload(text, length).kind, DLOCKI_HEARSAY);
+        memset(text + head, '7', sizeof text - (size_t)head);
+        assert_int_equal(payload(text, length).kind, DLOCKI_HEARSAY);
+        head = snprintf(text, sizeof text, "b " OWNER);
+        memset(text + head, 0, sizeof text - (size_t)head);
+        assert_int_equal(payload(text, length).kind, DLOCKI_HEARSAY);
+    }
+}
+
+/* A message says nothing that the one before it said. */
+static void a_message_leaves_nothing_for_the_next(void **state)
+{
+    static const char stream[] = MESSAGE "$38\r\nb " OWNER "\r\n"
+                                         "*2\r\n:1\r\n:2\r\n"
+                                         "*3\r\n:1\r\n:2\r\n:3\r\n"
+                                         "*3\r\n$7\r\nmessage\r\n:1\r\n:1\r\n"
+                                         "*2\r\n$4\r\npong\r\n$0\r\n\r\n"
+                                         "*2\r\n:4\r\n$0\r\n\r\n"
+                                         "*3\r\n$9\r\nsubscribe\r\n" CHANNEL ":1\r\n";
+    static const int kinds[] = {DLOCKI_TAKEN,        DLOCKI_NO_MESSAGE, DLOCKI_NO_MESSAGE,
+                                DLOCKI_NO_MESSAGE,   DLOCKI_PONG,       DLOCKI_NO_MESSAGE,
+                                DLOCKI_SUBSCRIBED_TO};
+    static dlocki_reply reply;
+    redisReader *reader;
+    size_t i;
+    (void)state;
+    memset(&reply, 0, sizeof reply);
+    reader = dlocki_reader_open(&reply);
+    assert_non_null(reader);
+    assert_int_equal(redisReaderFeed(reader, stream, sizeof stream - 1), REDIS_OK);
+    for (i = 0; i < COUNT(kinds); i++) {
+        void *parsed = NULL;
+        assert_int_equal(redisReaderGetReply(reader, &parsed), REDIS_OK);
+        assert_non_null(parsed);
+        assert_int_equal(dlocki_judge_inbox(&reply, ID).kind, kinds[i]);
+    }
+    dlocki_reader_close(reader);
+}
+
 /* One reply of each type, and what each command makes of it. */
 static const struct {
     const char *bytes;
@@ -844,7 +1509,7 @@ static const struct {
     int ping;
     int set;
     int extend;
-    int give_back;
+    int give_back;   /* and break */
 } by_type[] = {
 #define G DLOCKI_GARBAGE
     {"+OK\r\n", DLOCKI_FINE, G, DLOCKI_GRANTED, G, G},
@@ -894,9 +1559,9 @@ static void each_command_takes_its_own_reply_only(void **state)
         const char *bytes = by_type[i].bytes;
         const int expected[] = {by_type[i].handshake, by_type[i].handshake, by_type[i].handshake,
                                 by_type[i].ping,      by_type[i].set,       by_type[i].extend,
-                                by_type[i].give_back};
-        static const int kinds[] = {DLOCKI_AUTH, DLOCKI_SELECT, DLOCKI_SETNAME,  DLOCKI_PING,
-                                    DLOCKI_SET,  DLOCKI_EXTEND, DLOCKI_GIVE_BACK};
+                                by_type[i].give_back, by_type[i].give_back};
+        static const int kinds[] = {DLOCKI_AUTH, DLOCKI_SELECT, DLOCKI_SETNAME,   DLOCKI_PING,
+                                    DLOCKI_SET,  DLOCKI_EXTEND, DLOCKI_GIVE_BACK, DLOCKI_BREAK};
         size_t j;
         for (j = 0; j < COUNT(kinds); j++) {
             dlocki_verdict verdict = judge(bytes, strlen(bytes), kinds[j], j % 2 == 0);
@@ -908,6 +1573,21 @@ static void each_command_takes_its_own_reply_only(void **state)
                 assert_int_equal(verdict.flags, strtol(bytes + 1, NULL, 10));
             }
         }
+    }
+}
+
+/* Their answers are arrays; anything else but an error is babble. */
+static void an_inspection_and_a_subscription_take_no_plain_reply(void **state)
+{
+    size_t i;
+    (void)state;
+    for (i = 0; i < COUNT(by_type); i++) {
+        const char *bytes = by_type[i].bytes;
+        int expected = *bytes == '-' ? by_type[i].ping : DLOCKI_GARBAGE;
+        dlocki_verdict verdict = judge(bytes, strlen(bytes), DLOCKI_INSPECT, i % 2 == 0);
+        assert_int_equal(verdict.kind, expected);
+        verdict = judge(bytes, strlen(bytes), DLOCKI_SUBSCRIBE, i % 2 == 0);
+        assert_int_equal(verdict.kind, expected);
     }
 }
 
@@ -1066,8 +1746,9 @@ static const error_case error_cases[] = {
 
 static void check_error(const char *text, int kind, bool elsewhere)
 {
-    static const int kinds[] = {DLOCKI_AUTH, DLOCKI_SELECT, DLOCKI_SETNAME, DLOCKI_PING,
-                                DLOCKI_SET,  DLOCKI_ASK,    DLOCKI_EXTEND,  DLOCKI_GIVE_BACK};
+    static const int kinds[] = {DLOCKI_AUTH,  DLOCKI_SELECT,    DLOCKI_SETNAME, DLOCKI_PING,
+                                DLOCKI_SET,   DLOCKI_ASK,       DLOCKI_EXTEND,  DLOCKI_GIVE_BACK,
+                                DLOCKI_BREAK, DLOCKI_SUBSCRIBE, DLOCKI_INSPECT};
     char bytes[400];
     int length = snprintf(bytes, sizeof bytes, "-%s\r\n", text);
     size_t i;
@@ -1235,7 +1916,7 @@ static unsigned random_below(unsigned most)
 static void check_any_verdict(const dlocki_reply *reply)
 {
     int kind;
-    for (kind = DLOCKI_AUTH; kind <= DLOCKI_GIVE_BACK; kind++) {
+    for (kind = DLOCKI_AUTH; kind <= DLOCKI_BREAK; kind++) {
         bool fenced = random_below(2) == 1;
         dlocki_verdict is = dlocki_judge(kind, fenced, 30000, reply);
         bool error = reply->type == REDIS_REPLY_ERROR;
@@ -1246,9 +1927,15 @@ static void check_any_verdict(const dlocki_reply *reply)
             assert_int_equal(is.fence > 0,
                              is.kind == DLOCKI_GRANTED && fenced && kind == DLOCKI_ASK);
             assert_true(is.fence < UINT64_C(9007199254740992));
+            assert_true(is.score >= 0 && is.place >= 0 && is.now_us >= 0);
+        }
+        if (is.kind == DLOCKI_SEEN) {
+            assert_int_equal(kind, DLOCKI_INSPECT);
+            assert_true(is.lease_ms >= -2 && is.place >= 0 && is.owner_length <= 64);
+            assert_true(is.fence < UINT64_C(9007199254740992));
         }
         if (is.kind == DLOCKI_FLAGS) {
-            assert_true(kind == DLOCKI_EXTEND || kind == DLOCKI_GIVE_BACK);
+            assert_true(kind == DLOCKI_EXTEND || kind == DLOCKI_GIVE_BACK || kind == DLOCKI_BREAK);
             assert_in_range(is.flags, 0, 15);
         }
         if (is.kind == DLOCKI_LATER || is.kind == DLOCKI_NOSCRIPT || is.kind == DLOCKI_DOUBT) {
@@ -1257,6 +1944,23 @@ static void check_any_verdict(const dlocki_reply *reply)
         assert_int_equal(is.says != NULL,
                          error || (is.kind == DLOCKI_REFUSAL && kind == DLOCKI_ASK));
     }
+}
+
+/* And for whatever comes on the inbox. */
+static bool check_any_message(const dlocki_reply *reply)
+{
+    dlocki_message is = dlocki_judge_inbox(reply, ID);
+    assert_in_range(is.kind, DLOCKI_NO_MESSAGE, DLOCKI_HEARSAY);
+    if (is.kind == DLOCKI_GRANT || is.kind == DLOCKI_TAKEN) {
+        assert_ptr_equal(is.owner, reply->parts[2] + 2);
+        assert_true(dlocki_is_owner(is.owner, DLOCKI_OWNER_LENGTH));
+    }
+    if (is.kind == DLOCKI_GRANT) {
+        assert_true(is.fence < UINT64_C(9007199254740992) && is.now_us > 0);
+    } else {
+        assert_true(is.fence == 0 && is.now_us == 0);
+    }
+    return is.kind != DLOCKI_NO_MESSAGE;
 }
 
 /* Replies put together at random out of the pieces of real ones, a million bytes of them. */
@@ -1295,12 +1999,20 @@ static void no_bytes_whatever_do_harm(void **state)
         "*0\r\n",
         "x",
         "*2147483647\r\n",
+        "*3\r\n$7\r\nmessage\r\n",
+        MESSAGE,
+        CHANNEL,
+        "$9\r\nsubscribe\r\n",
+        "$38\r\nb " OWNER "\r\n",
+        "$42\r\ng " OWNER " 1 1\r\n",
+        "*4\r\n:5\r\n:1\r\n:0\r\n",
     };
     int round;
     unsigned replies = 0;
+    unsigned messages = 0;
     (void)state;
     for (round = 0; round < 30000; round++) {
-        char bytes[256];
+        char bytes[800];
         size_t length = 0;
         unsigned count = 1 + random_below(9);
         outcome is;
@@ -1317,9 +2029,11 @@ static void no_bytes_whatever_do_harm(void **state)
         if (is.kind == REPLY) {
             replies++;
             check_any_verdict(&is.reply);
+            messages += check_any_message(&is.reply);
         }
     }
     assert_true(replies > 3000);
+    assert_true(messages > 20);
 }
 
 int main(void)
@@ -1328,6 +2042,9 @@ int main(void)
         cmocka_unit_test(a_number_is_written_in_decimal),
         cmocka_unit_test(a_string_is_framed_by_its_length_whatever_it_holds),
         cmocka_unit_test(a_command_is_written_byte_for_byte),
+        cmocka_unit_test(a_ticket_is_written_byte_for_byte),
+        cmocka_unit_test(an_ask_means_to_the_script_what_was_meant),
+        cmocka_unit_test(a_script_has_the_sha1_by_which_it_is_called),
         cmocka_unit_test(the_whole_script_stands_where_its_sha1_stood),
         cmocka_unit_test(the_longest_command_fits_its_limit),
         cmocka_unit_test(without_room_nothing_is_written),
@@ -1341,9 +2058,20 @@ int main(void)
         cmocka_unit_test(a_second_reply_is_seen_behind_the_first),
         cmocka_unit_test(a_reply_leaves_nothing_for_the_next),
         cmocka_unit_test(a_long_text_is_cut),
+        cmocka_unit_test(a_long_text_in_an_array_is_cut),
         cmocka_unit_test(a_reader_has_its_buffer_from_the_start),
         cmocka_unit_test(an_ask_takes_what_its_script_says_and_nothing_else),
+        cmocka_unit_test(held_tells_score_place_clock_and_whose_it_is),
+        cmocka_unit_test(a_grant_tells_the_clock_if_it_is_told_in_full),
+        cmocka_unit_test(an_inspection_takes_what_its_script_says_and_nothing_else),
+        cmocka_unit_test(an_owner_is_a_prefix_and_32_hex_digits),
+        cmocka_unit_test(the_inbox_takes_what_was_subscribed_to_and_nothing_else),
+        cmocka_unit_test(a_payload_is_a_grant_a_loss_or_hearsay),
+        cmocka_unit_test(a_cut_payload_is_hearsay),
+        cmocka_unit_test(a_payload_longer_than_what_is_kept_is_hearsay),
+        cmocka_unit_test(a_message_leaves_nothing_for_the_next),
         cmocka_unit_test(each_command_takes_its_own_reply_only),
+        cmocka_unit_test(an_inspection_and_a_subscription_take_no_plain_reply),
         cmocka_unit_test(a_release_answers_what_its_script_can_say),
         cmocka_unit_test(a_plain_set_tells_no_lease),
         cmocka_unit_test(a_text_with_a_nul_is_not_its_beginning),
