@@ -268,7 +268,7 @@ typedef struct dlock_config {
 typedef struct dlock_options {
     int64_t expiry_ms;         /* the lease, 3 ms to 30 days; 0 = 30000                        */
     int32_t retry_count;       /* attempts after the first; 0 = none, DLOCK_FOREVER            */
-    int32_t retry_delay_ms;    /* longest pause between attempts; 0 = see WAITING              */
+    int32_t retry_delay_ms;    /* longest pause between attempts; 0 = 50 to 250, at random     */
     int32_t retry_jitter_ms;   /* random addition to each pause; 0 = none                      */
     int64_t wait_ms;           /* keep trying for so long; 0 = only retry_count bounds it,
                                   DLOCK_FOREVER                                                */

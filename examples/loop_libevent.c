@@ -5,7 +5,7 @@
  * libevent watches one descriptor for all of them; whenever it is readable, the library has
  * something to do.
  *
- *     cc -std=c99 -D_POSIX_C_SOURCE=200809L -I. examples/loop_libevent.c -lhiredis -lpthread -levent
+ *     cc -D_POSIX_C_SOURCE=200809L -I. examples/loop_libevent.c -lhiredis -lpthread -levent
  */
 #define DLOCK_IMPLEMENTATION
 #include "dlock.h"
@@ -124,9 +124,11 @@ static int run(const struct setting *setting)
 {
     int status = COULD_NOT_RUN;
     struct crowd crowd = {.setting = setting};
+    /* An answer that comes late is no reason to connect anew, and perhaps to lose a place. */
+    dlock_config config = {.command_timeout_ms = 5000};
     dlock_error error;
     dlock_info info;
-    crowd.factory = dlock_open(setting->url, NULL, &error);
+    crowd.factory = dlock_open(setting->url, &config, &error);
     crowd.base = event_base_new();
     crowd.waiters = calloc(setting->locks, sizeof *crowd.waiters);   /* zero is DLOCK_INIT */
     /* To wait for ever is also to wait for a server that is down. So ask first: is there one? */
@@ -141,7 +143,7 @@ static int run(const struct setting *setting)
         status = crowd.ended_by != 0 ? SIGNALLED + crowd.ended_by : status;
     }
     /* Those who still wait are told CANCELLED by this, and what is held is given back, so the
-     * handles must still be there. The descriptor ends here, so libevent has let go of it before. */
+     * handles must still be there. The descriptor ends here, too: libevent let go of it before. */
     dlock_close(crowd.factory);
     free(crowd.waiters);
     if (crowd.base != NULL) {

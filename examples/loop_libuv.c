@@ -146,9 +146,11 @@ static int run(const struct setting *setting)
 {
     int status = COULD_NOT_RUN;
     struct crowd crowd = {.setting = setting};
+    /* An answer that comes late is no reason to connect anew, and perhaps to lose a place. */
+    dlock_config config = {.command_timeout_ms = 5000};
     dlock_error error;
     dlock_info info;
-    crowd.factory = dlock_open(setting->url, NULL, &error);
+    crowd.factory = dlock_open(setting->url, &config, &error);
     crowd.waiters = calloc(setting->locks, sizeof *crowd.waiters);   /* zero is DLOCK_INIT */
     /* To wait for ever is also to wait for a server that is down. So ask first: is there one? */
     if (crowd.factory == NULL ||
@@ -161,7 +163,7 @@ static int run(const struct setting *setting)
         status = loop(&crowd);
     }
     /* Those who still wait are told CANCELLED by this, and what is held is given back, so the
-     * handles must still be there. The descriptor ends here, so libuv has let go of it before. */
+     * handles must still be there. The descriptor ends here, too: libuv let go of it before. */
     dlock_close(crowd.factory);
     free(crowd.waiters);
     return status;

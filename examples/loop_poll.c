@@ -119,9 +119,11 @@ static int run(const struct setting *setting)
 {
     int status = COULD_NOT_RUN;
     struct crowd crowd = {.setting = setting};
+    /* An answer that comes late is no reason to connect anew, and perhaps to lose a place. */
+    dlock_config config = {.command_timeout_ms = 5000};
     dlock_error error;
     dlock_info info;
-    dlock_factory *factory = dlock_open(setting->url, NULL, &error);
+    dlock_factory *factory = dlock_open(setting->url, &config, &error);
     int signals = signalfd(-1, &setting->ends, SFD_CLOEXEC);
     crowd.waiters = calloc(setting->locks, sizeof *crowd.waiters);   /* zero is DLOCK_INIT */
     /* To wait for ever is also to wait for a server that is down. So ask first: is there one? */

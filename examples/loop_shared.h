@@ -1,5 +1,5 @@
-/* What the loop examples share, which is not what they show: arguments, and the count of what became
- * of the locks. */
+/* What the loop examples share, which is not what they show: arguments, and the count of what
+ * became of the locks. */
 #ifndef LOOP_SHARED_H
 #define LOOP_SHARED_H
 

@@ -114,21 +114,23 @@ static void held_may_arrive_behind_the_grant(void **state)
 static void forge_all(struct crowd *crowd, const char *owner)
 {
     static const char *const payloads[] = {
-        "g %s x 1700000000000000",
-        "g %s 0 1700000000000000",
-        "g %s -5 1700000000000000",
-        "g %s 9007199254740993 1700000000000000",
+        "g %s x %lld",
+        "g %s 0 %lld",
+        "g %s -5 %lld",
+        "g %s 9007199254740993 %lld",
         "g %s 5",
         "g %s",
-        "g %s 1700000000000001 1700000000000000 more",
-        "h %s 1700000000000001 1700000000000000",
+        "g %s 1700000000000001 %lld more",
+        "h %s 1700000000000001 %lld",
+        "g %s 1700000000000001 1", /* older than what it was told since: it asks again */
         "b %s",
         "",
         "%s",
     };
     for (size_t i = 0; i < sizeof payloads / sizeof *payloads; i++) {
         char text[160];
-        (void)snprintf(text, sizeof text, payloads[i], owner);
+        (void)snprintf(text, sizeof text, payloads[i], owner,
+                       (long long)server_now_us(crowd->world));
         world_forge(crowd->world, crowd->factories[0], text);
         crowd_run(crowd, 700);
     }
@@ -364,7 +366,8 @@ static void an_old_message_is_confirmed_by_an_extend(void **state)
 static void without_an_anchor_a_grant_is_confirmed(void **state)
 {
     (void)state;
-    for (int given_away = 0; given_away < 2; given_away++) {
+    for (int n = 0; n < 20; n++) {
+        bool given_away = n == 1;
         struct crowd *crowd = crowd_begin(1, LATENCY);
         struct world *world = crowd->world;
         struct call *call;
@@ -374,6 +377,9 @@ static void without_an_anchor_a_grant_is_confirmed(void **state)
         memcpy(owner, call->lock._owner, sizeof owner);
         world_cut_commands(world);
         crowd_run(crowd, LATENCY);
+        if (n > 1) { /* told twice, the second time while it is being confirmed */
+            world_fault(world, FAULT_TWICE, A_MESSAGE)->delay_ms = n - 2;
+        }
         ghost_release(world);
         if (given_away) { /* and taken away at once, by an operator */
             world_delete(world, "k");

@@ -416,6 +416,23 @@ static void after_max_hold_ms_it_is_not_renewed_and_others_get_in(void **state)
     }
 }
 
+/* Nor is one tried again that failed before. */
+static void after_max_hold_ms_no_renewal_is_tried_again(void **state)
+{
+    static const dlock_options options = {
+        .expiry_ms = EXPIRY, .auto_renew = true, .max_hold_ms = 1500};
+    struct crowd *crowd = crowd_begin(1, LATENCY);
+    struct world *world = crowd->world;
+    struct call *call = crowd_take(crowd, 0, "k", &options);
+    (void)state;
+    world_answer(world, DLOCKI_EXTEND, "-LOADING x\r\n")->times = 0;
+    crowd_run(crowd, EXPIRY);
+    assert_int_equal(call->lost, 1);
+    assert_in_range(renewals(world), 2, 3);
+    assert_true(world_nth(world, DLOCKI_EXTEND, renewals(world) - 1)->at < call->told_at + 1510);
+    end(crowd);
+}
+
 /* ----------------------------------------------------------- given back, extended meanwhile: E5 */
 
 /* Releases at every moment around a renewal; `broken`: just as its connection is. */
@@ -615,6 +632,7 @@ int main(void)
         cmocka_unit_test(what_is_taken_away_is_lost_at_once),
         cmocka_unit_test(what_ended_while_the_loop_was_blocked_is_lost_and_not_renewed),
         cmocka_unit_test(what_is_overdue_is_told_in_the_order_in_which_it_was_due),
+        cmocka_unit_test(after_max_hold_ms_no_renewal_is_tried_again),
         cmocka_unit_test(after_max_hold_ms_it_is_not_renewed_and_others_get_in),
         cmocka_unit_test(what_is_given_back_during_a_renewal_is_not_renewed_again),
         cmocka_unit_test(a_user_may_extend_meanwhile),

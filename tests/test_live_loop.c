@@ -668,6 +668,37 @@ static void starts_inside_done_need_no_recursion_and_no_stack(void **state)
     live_end(live);
 }
 
+struct stubborn {
+    dlock_factory *factory;
+    atomic_int told;
+};
+
+static void try_again(dlock_lock *lock, bool answer, void *user)
+{
+    struct stubborn *stubborn = (struct stubborn *)user;
+    (void)answer;
+    if (atomic_fetch_add(&stubborn->told, 1) < 1000) {
+        (void)dlock_acquire_start(stubborn->factory, lock, "k", NULL, try_again, user);
+    }
+}
+
+/* Else a program that tries again at once would never leave dlock_process. */
+static void what_done_starts_is_told_in_the_next_turn(void **state)
+{
+    struct live *live = live_of(state);
+    struct stubborn stubborn = {0};
+    dlock_lock lock = DLOCK_INIT;
+    live_reopen(live, "unix:///nowhere/at/all.sock", NULL);
+    stubborn.factory = live->factory;
+    assert_true(dlock_acquire_start(live->factory, &lock, "k", NULL, try_again, &stubborn));
+    for (int turn = 1; turn <= 100; turn++) {
+        assert_true(loop_turn(live->factory, 5000));
+        assert_in_range(atomic_load(&stubborn.told), 1, turn);
+    }
+    (void)loop_until(live->factory, &stubborn.told, 1001);
+    live_end(live);
+}
+
 /* The handle is the program's again inside `done`: it may be freed there. */
 static void free_it(dlock_lock *lock, bool answer, void *user)
 {
@@ -2000,6 +2031,7 @@ int main(void)
         LIVE(a_lock_whose_loop_slept_beyond_its_validity_is_lost_and_told_once),
         LIVE(a_grant_that_was_slept_through_is_no_grant),
         LIVE(starts_inside_done_need_no_recursion_and_no_stack),
+        LIVE(what_done_starts_is_told_in_the_next_turn),
         LIVE(a_handle_may_be_freed_inside_done),
         LIVE(the_descriptor_is_one_quiet_and_not_inherited),
         LIVE(the_descriptor_wakes_when_a_wait_ends),
