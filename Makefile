@@ -77,6 +77,13 @@ PROGRAMS = $(TESTS:%=build/$(1)/%) $(EXAMPLES:%=build/$(1)/%)
 # $(call RUN,configuration,scripts) runs the tests of one configuration.
 RUN = BUILD=build/$(1) sh tests/run.sh build/$(1)/log $(TESTS:%=build/$(1)/%) \
     'tests/test_dinner.sh build/$(1)/dinner' 'tests/test_examples.sh build/$(1)' $(2)
+# Those in which threads of one process meet.
+THREADED := $(sort test_live_renew $(shell grep -l pthread_create tests/test_*.c | \
+    sed 's|.*/||; s|\.c||'))
+# Those that show what another hiredis, or another server, does otherwise.
+PARSING := $(filter-out test_live_% test_model test_machine_random,$(TESTS)) test_live_acquire \
+    test_live_queue
+SERVED := test_live_acquire test_live_scripts test_live_server test_live_queue test_live_tools
 
 # --- dependencies ------------------------------------------------------------------------------
 # A header or a command, and the Debian package that brings it. gcc brings the sanitizers.
@@ -132,11 +139,11 @@ asan: $(call PROGRAMS,asan)  ## the tests under AddressSanitizer and UndefinedBe
 	@ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    DLOCK_SEEDS=4000 $(call RUN,asan)
 
-tsan: $(call PROGRAMS,tsan)  ## the tests under ThreadSanitizer
-	@DLOCK_SEEDS=4000 $(call RUN,tsan)
+tsan: $(THREADED:%=build/tsan/%)  ## the tests with threads under ThreadSanitizer
+	@BUILD=build/tsan DLOCK_SEEDS=4000 sh tests/run.sh build/tsan/log $^
 
-matrix: $(call PROGRAMS,hiredis) $(call PROGRAMS,debug)  ## with Debian 13's hiredis, Redis, Valkey
-	@DLOCK_SEEDS=4000 sh tests/matrix.sh run build/matrix $(TESTS)
+matrix: $(PARSING:%=build/hiredis/%) $(SERVED:%=build/debug/%)  ## newer hiredis, Redis, Valkey
+	@DLOCK_SEEDS=4000 sh tests/matrix.sh run build/matrix $(PARSING) with $(SERVED)
 
 build/matrix/ready: tests/matrix.sh | deps
 	@sh tests/matrix.sh fetch build/matrix

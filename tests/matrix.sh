@@ -2,9 +2,10 @@
 # The tests against other versions of what they stand on: hiredis, Redis and Valkey of Debian 13.
 #
 #     matrix.sh fetch DIRECTORY           downloads and unpacks them there; installs nothing
-#     matrix.sh run DIRECTORY TEST...     runs the tests with each; one line for each
+#     matrix.sh run DIRECTORY TEST... with TEST...
 #
-# All tests run with the other hiredis, and those that use a server, test_live_*, with the others.
+# The first tests run with the other hiredis, those behind "with" with each of the other servers;
+# one line for each.
 #
 # They come from where this machine gets its packages, whatever that is: a second list of sources
 # is made of the machine's own by replacing the name of the release. apt keeps all that belongs to
@@ -104,17 +105,21 @@ combination() {
     failed=$((failed + ${2:-1}))
 }
 
+# run TEST... with TEST...: the first with another hiredis, the others with other servers.
 run() {
     ours=$(hiredis_version -I.)
     LD_LIBRARY_PATH=$(dirname "$here"/hiredis/usr/lib/*/libhiredis.so)
     export LD_LIBRARY_PATH
     title="hiredis $(hiredis_version "-I$here/hiredis/usr/include"), $(server_version redis-server)"
-    combination hiredis "$title" "$@"
-    unset LD_LIBRARY_PATH
-    for test; do
+    parsing=
+    while [ "$1" != with ]; do
+        parsing="$parsing $1"
         shift
-        case $test in test_live_*) set -- "$@" "$test" ;; esac
     done
+    shift
+    # shellcheck disable=SC2086 # words
+    combination hiredis "$title" $parsing
+    unset LD_LIBRARY_PATH
     for server in redis-server valkey-server; do
         DLOCK_TEST_SERVER=$here/$server
         export DLOCK_TEST_SERVER
