@@ -593,8 +593,7 @@ static void debts_are_kept_in_order_and_each_owner_once(void **state)
     dlock_factory *factory = (dlock_factory *)*state;
     memset(model, 0, sizeof model);
     for (int i = 0; i < HANDLES; i++) {
-        locks[i]._verb = DLOCKI_RELEASE;   /* which may be called again */
-        locks[i]._state = DLOCKI_OWED;
+        locks[i]._verb = DLOCKI_ACQUIRE;
         locks[i]._expiry_ms = 10000;
         locks[i]._key_length = (unsigned short)(1 + below(DLOCK_KEY_MAX));
         memset(locks[i]._key, 'a' + i % 26, locks[i]._key_length);
@@ -653,7 +652,6 @@ static void a_debt_is_owed_until_nothing_can_stand_any_more(void **state)
     give_owner(lock, 0);
     assert_true(dlocki_owe(factory, lock, 0)->lapses_at > factory->now);
     /* what is bound to one connection is not what is owed on any */
-    lock->_state = DLOCKI_OWED;
     lock->_state = DLOCKI_OWED;
     debt = dlocki_owe(factory, lock, 7);
     assert_int_equal(debt->bound_to, 7);

@@ -111,6 +111,39 @@ static void held_may_arrive_behind_the_grant(void **state)
     }
 }
 
+/* Its owner was given up because of a strange answer, but the undo is put off by the server, and
+ * the lock is given to that owner meanwhile: it is not ours, it is passed on. */
+static void what_a_burnt_owner_is_given_is_passed_on(void **state)
+{
+    static const dlock_options options = {
+        .expiry_ms = 10000, .wait_ms = 60000, .retry_delay_ms = 300};
+    int given = 0;
+    (void)state;
+    for (int64_t at = 280; at < 900; at += 7) {
+        struct crowd *crowd = crowd_begin(1, LATENCY);
+        struct world *world = crowd->world;
+        struct fault *fault;
+        char owner[DLOCKI_OWNER_LENGTH + 1];
+        struct call *call;
+        ghost_hold(world, "k", ENDLESS);
+        call = in_line(crowd, 0, &options);
+        memcpy(owner, call->lock._owner, sizeof owner);
+        world_answer(world, DLOCKI_ASK, "-WEIRD thing\r\n");
+        fault = world_answer(world, DLOCKI_GIVE_BACK, "-LOADING x\r\n");
+        fault->times = 4;
+        world_at(world, at, ghost_release);
+        crowd_finish(crowd, call);
+        assert_yes(call->answer, &call->lock);
+        given += strncmp(world_told(world, 'g', 0)->text + 2, owner, DLOCKI_OWNER_LENGTH) == 0 &&
+                 strcmp(owner, dlock_owner(&call->lock)) != 0;
+        crowd_run(crowd, 700);
+        world->fault_count = 0;
+        ours_and_back(crowd, call);
+        crowd_close(crowd);
+    }
+    assert_true(given > 10); /* else this tests nothing */
+}
+
 static void forge_all(struct crowd *crowd, const char *owner)
 {
     static const char *const payloads[] = {
@@ -533,6 +566,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_message_may_be_lost_late_doubled_or_cut),
         cmocka_unit_test(held_may_arrive_behind_the_grant),
+        cmocka_unit_test(what_a_burnt_owner_is_given_is_passed_on),
         cmocka_unit_test(a_forged_message_gives_nothing),
         cmocka_unit_test(a_message_that_comes_before_the_ask_gives_nothing),
         cmocka_unit_test(a_lease_begins_where_the_last_answer_says_less_one_per_cent),

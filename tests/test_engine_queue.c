@@ -399,6 +399,14 @@ static void a_grant_that_is_not_told_is_found_by_the_next_ask(void **state)
             call->told_at - WORLD_START <= asked + 350 ||
             (30 + released >= asked - LATENCY && call->told_at - WORLD_START <= 2 * asked + 350));
         assert_int_equal(dlock_fence(&call->lock), world_counter(crowd->world, "k"));
+        if (released > 200 && released < 4800) { /* the same lease, with the same fence */
+            char told[128];
+            (void)snprintf(told, sizeof told, "g %s %llu ", dlock_owner(&call->lock),
+                           (unsigned long long)dlock_fence(&call->lock));
+            assert_memory_equal(world_told(crowd->world, 'g', 0)->text, told, strlen(told));
+            assert_int_equal(world_lease(crowd->world, "k"),
+                             30 + released + 5000 - (crowd->world->now - WORLD_START));
+        }
         crowd_run(crowd, 100);
         crowd_close(crowd);
     }
@@ -481,6 +489,28 @@ static void a_waiter_that_is_stopped_costs_one_lease_and_is_not_fooled(void **st
     }
 }
 
+/* Its ask was under way without a ticket when the inbox came to stand: it asks again at once. */
+static void who_asked_before_the_inbox_stood_lines_up_at_once(void **state)
+{
+    struct crowd *crowd = crowd_begin(1, LATENCY);
+    struct fault *fault = world_fault(crowd->world, FAULT_DELAY, DLOCKI_ASK);
+    (void)state;
+    fault->delay_ms = 30;
+    fault->skip = 1;
+    ghost_hold(crowd->world, "k", 1000000);
+    crowd_acquire(crowd, 0, "k", &waits)->on_done = crowd_pass_on;
+    crowd_acquire(crowd, 0, "k", &waits)->on_done = crowd_pass_on;
+    crowd_run(crowd, 30 + 2 * LATENCY - 1);
+    assert_int_equal(world_seen(crowd->world, DLOCKI_ASK), 2);
+    assert_int_equal(world_inbox_count(crowd->world), 1);
+    crowd_run(crowd, LATENCY + 1);
+    assert_int_equal(world_ticket_count(crowd->world), 2);
+    ghost_release(crowd->world);
+    crowd_until(crowd, 2);
+    assert_true(crowd->calls[0].answer && crowd->calls[1].answer);
+    crowd_close(crowd);
+}
+
 static void a_silent_inbox_is_found_out_and_replaced(void **state)
 {
     static const dlock_options options = {.expiry_ms = 5000, .wait_ms = 60000};
@@ -513,6 +543,28 @@ static void a_silent_inbox_is_found_out_and_replaced(void **state)
     assert_yes(other->answer, &other->lock);
     assert_true(other->told_at - began <= LATENCY);
     crowd_close(crowd);
+}
+
+static void while_no_inbox_can_be_had_it_is_asked_at_a_pace(void **state)
+{
+    (void)state;
+    for (int64_t released = 100; released < 8000; released += 790) {
+        struct crowd *crowd = crowd_begin(1, LATENCY);
+        struct call *call;
+        ghost_hold(crowd->world, "k", 1000000);
+        call = crowd_acquire(crowd, 0, "k", &waits);
+        crowd_run(crowd, 40);
+        world_fault(crowd->world, FAULT_DEAF, DLOCKI_SUBSCRIBE)->times = 0;
+        world_cut_inbox(crowd->world);
+        crowd_run(crowd, released);
+        assert_int_equal(world_inbox_count(crowd->world), 0);
+        ghost_release(crowd->world);
+        crowd_until(crowd, 1);
+        assert_yes(call->answer, &call->lock);
+        assert_true(call->told_at - WORLD_START <= 40 + released + 2300);
+        assert_in_range(world_seen(crowd->world, DLOCKI_ASK), 3, 3 + (released + 2300) / 50);
+        crowd_close(crowd);
+    }
 }
 
 static void an_inbox_that_is_closed_at_once_is_not_hammered(void **state)
@@ -552,6 +604,36 @@ static void an_inbox_that_is_closed_at_once_is_not_hammered(void **state)
     }
 }
 
+/* A server that was stopped reads the newest connection first: what gives a place up comes only
+ * behind an answer, so that the ask of an older connection cannot come after it. */
+static void an_ask_that_a_stopped_server_finds_late_leaves_no_place(void **state)
+{
+    (void)state;
+    for (int64_t at = 1; at <= 24; at++) {
+        for (int64_t later = 100; later <= 2500; later += 800) {
+            struct crowd *crowd = crowd_begin(1, LATENCY);
+            struct world *world = crowd->world;
+            struct call *call;
+            ghost_hold(world, "k", 1000000);
+            world->newest_first = true;
+            world_at(world, at, server_stops);
+            call = crowd_acquire(crowd, 0, "k", &waits);
+            crowd_run(crowd, later);
+            dlock_cancel(&call->lock);
+            crowd_run(crowd, 2500);
+            assert_no(call->answer, &call->lock, DLOCK_CANCELLED);
+            assert_int_equal(call->told_at - WORLD_START, later);
+            world->stopped = false;
+            crowd_run(crowd, 4000);
+            assert_int_equal(world_ticket_count(world), 0);
+            assert_int_equal(crowd->factories[0]->debt_count, 0);
+            ghost_release(world);
+            assert_string_equal(world_holder(world, "k"), "");
+            crowd_close(crowd);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -564,8 +646,11 @@ int main(void)
         cmocka_unit_test(a_grant_that_is_not_told_is_found_by_the_next_ask),
         cmocka_unit_test(a_line_that_was_deleted_is_joined_again_with_the_old_place),
         cmocka_unit_test(a_waiter_that_is_stopped_costs_one_lease_and_is_not_fooled),
+        cmocka_unit_test(who_asked_before_the_inbox_stood_lines_up_at_once),
         cmocka_unit_test(a_silent_inbox_is_found_out_and_replaced),
+        cmocka_unit_test(while_no_inbox_can_be_had_it_is_asked_at_a_pace),
         cmocka_unit_test(an_inbox_that_is_closed_at_once_is_not_hammered),
+        cmocka_unit_test(an_ask_that_a_stopped_server_finds_late_leaves_no_place),
     };
     watchdog(300);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -180,9 +180,31 @@ static void whatever_befalls_a_renewal_it_is_tried_again(void **state)
                 assert_int_equal(crowd->world->fault_count, 0);
                 assert_int_equal(call->lost, 0);
                 assert_in_range(renewals(crowd->world), 30, 40);
+                if (cases[i].kind == FAULT_CLOSE_BEFORE || cases[i].kind == FAULT_CLOSE_AFTER) {
+                    int64_t at = world_nth(crowd->world, DLOCKI_EXTEND, skip)->at;
+                    assert_true(world_nth(crowd->world, DLOCKI_EXTEND, skip + 1)->at - at <=
+                                6 * LATENCY); /* at once, but behind a PING */
+                }
                 end(crowd);
             }
         }
+    }
+}
+
+/* It does not wait for an answer for so long that there is no time for another try. */
+static void a_short_lease_is_tried_again_before_it_ends(void **state)
+{
+    static const dlock_options options = {.expiry_ms = 600, .auto_renew = true};
+    (void)state;
+    for (int skip = 0; skip < 5; skip++) {
+        struct crowd *crowd = crowd_begin(1, LATENCY);
+        struct call *call = crowd_take(crowd, 0, "k", &options);
+        world_fault(crowd->world, FAULT_DROP_REQUEST, DLOCKI_EXTEND)->skip = skip;
+        crowd_run(crowd, 5000);
+        assert_int_equal(crowd->world->fault_count, 0);
+        assert_int_equal(call->lost, 0);
+        assert_true(dlock_is_acquired(&call->lock));
+        end(crowd);
     }
 }
 
@@ -354,6 +376,30 @@ static void what_ended_while_the_loop_was_blocked_is_lost_and_not_renewed(void *
         for (int i = before; i < world->log_count; i++) {
             assert_false(world->log[i].kind == DLOCKI_EXTEND && world->log[i].expiry_ms <= last);
         }
+        end(crowd);
+    }
+}
+
+/* The renewal was obeyed in time, but its answer is read when the old lease is over. */
+static void an_answer_that_is_read_after_the_end_renews_nothing(void **state)
+{
+    (void)state;
+    for (int64_t late = -1; late < 900; late += 10) {
+        struct crowd *crowd = crowd_begin(1, LATENCY);
+        struct world *world = crowd->world;
+        struct call *call = crowd_take(crowd, 0, "k", &renewed);
+        int64_t due = due_after(world_nth(world, DLOCKI_ASK, 0)->at - LATENCY, EXPIRY);
+        crowd_run(crowd, due + 1 - world->now);
+        crowd->stopped[0] = true;
+        crowd_run(crowd, call->lock._valid_until + late - world->now);
+        assert_int_equal(renewals(world), 1);
+        assert_int_equal(world_nth(world, DLOCKI_EXTEND, 0)->result, 1);
+        crowd->stopped[0] = false;
+        crowd_turn(crowd);
+        assert_int_equal(call->lost, late >= 0);
+        assert_int_equal(dlock_is_acquired(&call->lock), late < 0);
+        crowd_run(crowd, 50);
+        assert_string_equal(world_holder(world, "k"), late < 0 ? dlock_owner(&call->lock) : "");
         end(crowd);
     }
 }
@@ -625,12 +671,14 @@ int main(void)
         cmocka_unit_test(without_auto_renew_nothing_is_renewed),
         cmocka_unit_test(many_leases_are_renewed_together),
         cmocka_unit_test(whatever_befalls_a_renewal_it_is_tried_again),
+        cmocka_unit_test(a_short_lease_is_tried_again_before_it_ends),
         cmocka_unit_test(scripts_and_connections_that_are_gone_are_no_matter),
         cmocka_unit_test(a_server_that_says_later_is_asked_at_a_pace),
         cmocka_unit_test(a_server_that_stops_costs_the_lock_when_validity_ends),
         cmocka_unit_test(what_the_server_does_not_know_any_more_is_lost_at_the_next_renewal),
         cmocka_unit_test(what_is_taken_away_is_lost_at_once),
         cmocka_unit_test(what_ended_while_the_loop_was_blocked_is_lost_and_not_renewed),
+        cmocka_unit_test(an_answer_that_is_read_after_the_end_renews_nothing),
         cmocka_unit_test(what_is_overdue_is_told_in_the_order_in_which_it_was_due),
         cmocka_unit_test(after_max_hold_ms_no_renewal_is_tried_again),
         cmocka_unit_test(after_max_hold_ms_it_is_not_renewed_and_others_get_in),

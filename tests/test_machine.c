@@ -1364,6 +1364,23 @@ static void a_grant_is_dated_by_the_servers_clock_between_two_answers(void **sta
     }
 }
 
+/* It may have been given since the first ask that lined up, however often it was asked again. */
+static void nothing_was_given_before_the_first_ask_with_a_ticket(void **state)
+{
+    static const enum line_place places[] = {TICKET_ASKED, LINE_RESTING, LINE_ASKED, LINE_DOUBTFUL};
+    (void)state;
+    for (size_t i = 0; i < COUNT(places); i++) {
+        dlock_lock lock = line_at(places[i]);
+        dlocki_event in;
+        assert_int_equal(lock._asked_at, NOW + 20);
+        lock._expiry_ms = 60000;   /* so that much is left of it */
+        in = new_given(at + 10, -1000);
+        in.given_us = 2;   /* but newer than the refusal */
+        assert_int_equal(dlocki_machine(&lock, &in), FINISH);
+        assert_int_equal(lock._valid_until, NOW + 20 + 59398);
+    }
+}
+
 /* A message that is older than "somebody holds it": an ask was executed since, and has lined up
  * once more, or been granted anew. */
 static void a_grant_that_is_older_than_a_refusal_is_asked_about(void **state)
@@ -2477,6 +2494,7 @@ int main(void)
         cmocka_unit_test(who_hears_nothing_any_more_polls),
         cmocka_unit_test(who_does_not_queue_ignores_the_inbox),
         cmocka_unit_test(a_grant_is_dated_by_the_servers_clock_between_two_answers),
+        cmocka_unit_test(nothing_was_given_before_the_first_ask_with_a_ticket),
         cmocka_unit_test(a_grant_that_is_older_than_a_refusal_is_asked_about),
         cmocka_unit_test(a_grant_without_an_anchor_is_confirmed),
         cmocka_unit_test(no_clock_whatever_promises_more_than_a_lease),

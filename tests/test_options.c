@@ -879,19 +879,29 @@ static void no_queue_polls_and_never_subscribes(void **state)
     assert_int_equal(earth.tickets_back, 0);
 }
 
-/* Neither does who asks once: there is nothing to wait for. */
+/* Neither does who asks once: there is nothing to wait for. Nor does he line up where others of his
+ * factory do. */
 static void one_attempt_never_subscribes(void **state)
 {
     dlock_factory *factory = open_in_world(URL, NULL);
+    dlock_options options = {.wait_ms = DLOCK_FOREVER};
     dlock_lock lock = DLOCK_INIT;
+    dlock_lock waits = DLOCK_INIT;
+    struct told told = {.count = 0};
     (void)state;
-    earth.granted_after = 1;
+    earth.granted_after = INT_MAX;
     assert_no(dlock_acquire(factory, &lock, "key", NULL), &lock, DLOCK_BUSY);
     assert_int_equal(earth.asks, 1);
     assert_int_equal(earth.tickets, 0);
     assert_int_equal(earth.subscriptions, 0);
+    assert_yes(dlock_acquire_start(factory, &waits, "key", &options, tell, &told), &waits);
+    TURN_UNTIL(factory, earth.tickets >= 1);
+    assert_no(dlock_acquire(factory, &lock, "key", NULL), &lock, DLOCK_BUSY);
+    assert_int_equal(earth.tickets, 1);
+    assert_int_equal(earth.subscriptions, 1);
     close_world(factory);
-    assert_int_equal(earth.releases, 0);
+    assert_int_equal(earth.tickets_back, 1);
+    assert_int_equal(told.code, DLOCK_CANCELLED);
 }
 
 /* Retries are counted as they were asked for, whether they stand in line or not. */
