@@ -709,6 +709,9 @@ void server_stop(struct server *server)
 void server_pause(struct server *server)
 {
     int status = 0;
+    if (server->pid <= 1) {     /* -0 and -1 would be everybody */
+        broken("there is no server to stop");
+    }
     (void)kill(-server->pid, SIGSTOP);
     if (waitpid(server->pid, &status, WUNTRACED) != server->pid || !WIFSTOPPED(status)) {
         broken("the server did not stop");

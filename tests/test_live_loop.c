@@ -1681,13 +1681,14 @@ static void a_blocked_call_beside_a_loop_is_never_late(void **state)
 
 static void slow_event(const dlock_event *event, void *user)
 {
-    if (event->kind == DLOCK_EVENT_ACQUIRED) {
+    if (event->kind == DLOCK_EVENT_CONNECTED) {
         atomic_store((atomic_int *)user, 1);
         pause_ms(700);
     }
 }
 
-/* A callback that takes its time in another thread is nothing for dlock_process to do. */
+/* A callback takes its time in another thread, and more has happened meanwhile that is to be told
+ * after it: that is nothing for dlock_process to do. */
 static void a_loop_does_not_spin_while_another_thread_is_in_a_callback(void **state)
 {
     struct live *live = live_of(state);
