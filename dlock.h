@@ -44,8 +44,9 @@ WHAT IT GUARANTEES
     3. "Somebody holds it" (BUSY) and "nobody could tell" (UNREACHABLE) are never confused, and an
        acquire whose answer was lost leaves no lock behind: it is undone during later calls, or by
        dlock_close(), or it lapses with its lease.
-    4. Who waits is served in the order in which the server was asked, by the very call that gives
-       the lock back, as long as he lives and is connected.
+    4. Who waits is served in the order in which he lined up on the server, by the very call that
+       gives the lock back, as long as he lives and is connected, and the server lets that call
+       tell him (PUBLISH, PUBSUB NUMSUB).
 
 WHAT IT DOES NOT
     1. It cannot stop a program that was paused beyond its lease from going on to write. Hand
@@ -89,17 +90,20 @@ WAITING
     there is one attempt. A grant that comes while standing in line uses no attempt. With
     retry_count, retry_delay_ms, or no_queue it asks again at a pace of its own as well: after 50 to
     250 ms at random, or after retry_delay_ms, and up to retry_jitter_ms more. A holder of another
-    library tells nobody, and is polled at that pace by whoever is first in line. While nothing can
-    be connected the default pauses grow up to 2 s. dlock_cancel() ends the waiting at once.
+    library tells nobody, and is polled at that pace, a little later for each place in line. While
+    nothing can be connected the default pauses grow up to 2 s. dlock_cancel() ends the waiting at
+    once.
 
 RENEWAL
     With auto_renew the lease is renewed when a third of it has passed, again and again until the
     lock is given back or max_hold_ms is over; a renewal without an answer is repeated until the
     validity ends. Then, or as soon as the server says that the lock is somebody else's, it is LOST:
-    dlock_is_acquired() is false, dlock_why() says LOST, and on_lost is called, once. An operator's
-    dlock_break() is told at once, a deletion within a renewal's period. on_lost works without
-    auto_renew, too, as long as somebody drives: another call on the factory, or dlock_process().
-    A lock that is lost is still to be released or forgotten before its handle may be freed.
+    dlock_is_acquired() is false, dlock_why() says LOST, and on_lost is called, once; but not where
+    the program's own extend or release is the first to find out, and says so. An operator's
+    dlock_break() is told at once if the inbox stands (auto_renew makes one), a deletion within a
+    renewal's period. on_lost works without auto_renew, too, as long as somebody drives: another
+    call on the factory, or dlock_process(). A lock that is lost is still to be released or
+    forgotten before its handle may be freed.
 
 EVENT LOOP
     Poll dlock_fd() for reading, among your other descriptors, and call dlock_process() when it is
@@ -495,8 +499,8 @@ typedef struct dlock_info {
 } dlock_info;
 
 /* Is the key held, and by whom? One round trip. `key_length` 0 = strlen; `info` is filled in when
- * the answer is true, and when it is false with OK, which says that the key is free. `error` may be
- * NULL. Blocks, within connect_timeout_ms + command_timeout_ms. Any thread.
+ * the answer is true, and when it is false with OK, which says that the key is free. `info` and
+ * `error` may be NULL. Blocks, within connect_timeout_ms + command_timeout_ms. Any thread.
  * OK UNREACHABLE REFUSED PROTOCOL CANCELLED MEMORY ARGUMENT. */
 DLOCK_DEF bool dlock_inspect(dlock_factory *factory, const char *key, size_t key_length,
                              dlock_info *info, dlock_error *error);
@@ -2361,23 +2365,28 @@ typedef struct dlocki_event {
 #define DLOCKI_DO_FINISH 16u  /* _answer and _why are the result                          */
 #define DLOCKI_DO_LOSE 32u    /* tell, though nobody asked, that it is lost               */
 
+/* Of the ticket that the lock would write, or has written, if there is one. */
+static char dlocki_letter(const dlock_lock *lock, bool one)
+{
+    return (char)(!one ? 0 : lock->_no_fence ? 'n' : 'g');
+}
+
 /* What the lock says to the server now. A ticket travels only while the inbox is subscribed. */
 static dlocki_command dlocki_lock_command(const dlock_lock *lock, bool subscribed)
 {
     static const int kinds[] = {DLOCKI_ASK,    DLOCKI_ASK,     DLOCKI_EXTEND, DLOCKI_GIVE_BACK,
                                 DLOCKI_EXTEND, DLOCKI_INSPECT, DLOCKI_BREAK};
     dlocki_command command;
-    char letter = lock->_no_fence ? 'n' : 'g';
     memset(&command, 0, sizeof command);
     command.kind = kinds[lock->_verb];
     command.expiry_ms = lock->_ask_expiry_ms;
     if (command.kind == DLOCKI_GIVE_BACK) {
-        command.letter = lock->_ticket ? letter : (char)0;
+        command.letter = dlocki_letter(lock, lock->_ticket);
         command.expiry_ms = lock->_expiry_ms;   /* the ticket's */
     } else if (lock->_confirming) {
         command.kind = DLOCKI_EXTEND;
     } else if (command.kind == DLOCKI_ASK && lock->_queues) {
-        command.letter = subscribed ? letter : (char)0;
+        command.letter = dlocki_letter(lock, subscribed);
         command.score = lock->_score;
     } else if (command.kind == DLOCKI_ASK && lock->_no_fence && lock->_retry_count == 0 &&
                lock->_wait_ms == 0 && !lock->_unknown) {
@@ -2451,21 +2460,30 @@ static unsigned dlocki_undo(dlock_lock *lock)
     return todo;
 }
 
+static unsigned dlocki_acquire_ours(dlock_lock *lock, const dlocki_event *in, uint64_t fence,
+                                    int64_t ends)
+{
+    lock->_fence = fence;
+    lock->_held_since = in->now;
+    lock->_hold_until =
+        lock->_max_hold_ms > 0 ? dlocki_plus(in->now, lock->_max_hold_ms) : DLOCKI_NEVER;
+    lock->_lapses_at = dlocki_plus(in->now, lock->_expiry_ms + dlocki_drift_ms(lock->_expiry_ms));
+    lock->_unknown = false;
+    lock->_asked = false;
+    lock->_confirming = false;
+    dlocki_store_instant(&lock->_valid_until, ends);
+    dlocki_store(&lock->_state, DLOCKI_OURS);
+    return dlocki_finish(lock, true);
+}
+
 /* The acquire ends without the lock, unless the caller would rather go on without one. */
 static unsigned dlocki_acquire_fail(dlock_lock *lock, const dlocki_event *in)
 {
     unsigned todo = dlocki_undo(lock);
     if (lock->_fail_open && lock->_why.code == DLOCK_UNREACHABLE) {
+        int64_t span = lock->_expiry_ms - dlocki_drift_ms(lock->_expiry_ms);
         lock->_degraded = true;
-        lock->_fence = 0;
-        lock->_held_since = in->now;
-        lock->_hold_until =
-            lock->_max_hold_ms > 0 ? dlocki_plus(in->now, lock->_max_hold_ms) : DLOCKI_NEVER;
-        dlocki_store_instant(
-            &lock->_valid_until,
-            dlocki_plus(in->now, lock->_expiry_ms - dlocki_drift_ms(lock->_expiry_ms)));
-        dlocki_store(&lock->_state, DLOCKI_OURS);
-        return todo | dlocki_finish(lock, true);
+        return todo | dlocki_acquire_ours(lock, in, 0, dlocki_plus(in->now, span));
     }
     return todo | dlocki_finish(lock, false);
 }
@@ -2554,22 +2572,6 @@ static unsigned dlocki_attempt(dlock_lock *lock, const dlocki_event *in)
     return DLOCKI_DO_SEND;
 }
 
-static unsigned dlocki_acquire_ours(dlock_lock *lock, const dlocki_event *in, uint64_t fence,
-                                    int64_t ends)
-{
-    lock->_fence = fence;
-    lock->_held_since = in->now;
-    lock->_hold_until =
-        lock->_max_hold_ms > 0 ? dlocki_plus(in->now, lock->_max_hold_ms) : DLOCKI_NEVER;
-    lock->_lapses_at = dlocki_plus(in->now, lock->_expiry_ms + dlocki_drift_ms(lock->_expiry_ms));
-    lock->_unknown = false;
-    lock->_asked = false;
-    lock->_confirming = false;
-    dlocki_store_instant(&lock->_valid_until, ends);
-    dlocki_store(&lock->_state, DLOCKI_OURS);
-    return dlocki_finish(lock, true);
-}
-
 static unsigned dlocki_acquire_granted(dlock_lock *lock, const dlocki_event *in)
 {
     /* What the server says is left of the lease counts from before it was asked. */
@@ -2593,9 +2595,9 @@ static unsigned dlocki_acquire_given(dlock_lock *lock, const dlocki_event *in)
     bool dated;
     int64_t begins;
     int64_t ends;
-    if (!lock->_ticket || lock->_burnt || lock->_confirming ||
+    if (!lock->_ticket || lock->_burnt ||
         !dlocki_fence_fits((int64_t)in->fence, !lock->_no_fence)) {
-        return 0;   /* nobody can have given us that */
+        return 0;   /* nobody can have given us that, or it is being confirmed */
     }
     span_ms -= (span_ms < 0 ? -span_ms : span_ms) / 100 + 1;
     begins = dlocki_most(dlocki_plus(in->anchor_at, span_ms), lock->_asked_at);
@@ -2631,12 +2633,9 @@ static unsigned dlocki_acquire_confirmed(dlock_lock *lock, const dlocki_event *i
     if (in->verdict.kind != DLOCKI_FLAGS || in->verdict.flags == 1) {
         return dlocki_attempt_fail(lock, in, DLOCK_UNREACHABLE);
     }
-    /* It has lapsed, and with it our place: line up anew. */
-    lock->_unknown = false;
-    lock->_asked = false;
+    /* It has lapsed, and our place with it; or nobody gave it, and that stands. Line up anew. */
+    lock->_ticket = true;
     todo = dlocki_undo(lock);
-    lock->_confirming = false;
-    lock->_burnt = true;
     lock->_score = 0;
     lock->_wake_at = in->now;   /* at once, but not yet: what is undone has the old owner */
     return todo;
@@ -2658,6 +2657,7 @@ static unsigned dlocki_acquire_held(dlock_lock *lock, const dlocki_event *in)
     }
     if (dlocki_is_counted(lock) && in->now < lock->_rest_until) {   /* that was no new attempt */
         lock->_wake_at = lock->_rest_until;
+        lock->_again = 0;
         todo = 0;
     } else {
         todo = dlocki_attempt_fail(lock, in, DLOCK_BUSY);
@@ -2708,8 +2708,8 @@ static unsigned dlocki_acquire_time(dlock_lock *lock, const dlocki_event *in)
     if (in->now < lock->_deadline) {
         return in->now >= lock->_wake_at ? dlocki_attempt(lock, in) : 0;
     }
-    if (lock->_why.code == DLOCK_OK ||
-        ((lock->_asked || lock->_unknown) && lock->_why.code != DLOCK_UNREACHABLE)) {
+    if (lock->_why.code == DLOCK_OK || ((lock->_asked || lock->_unknown) && !lock->_confirming &&
+                                        lock->_why.code != DLOCK_UNREACHABLE)) {
         dlocki_say(&lock->_why, DLOCK_UNREACHABLE, 0,
                    "No answer came within the %lld ms that the call may take.",
                    (long long)(lock->_deadline - lock->_began_at));
@@ -3369,6 +3369,13 @@ static void dlocki_give_memory(dlock_factory *factory, void *memory)
     }
 }
 
+static void dlocki_fd_close(dlock_factory *factory, int fd)
+{
+    if (fd >= 0) {
+        factory->kernel->close(factory->world, fd);
+    }
+}
+
 /* The mutex, and a mark that a child of fork() can read: were the books being written? */
 static void dlocki_books_lock(dlock_factory *factory)
 {
@@ -3745,6 +3752,12 @@ static void dlocki_debt_pay(dlock_factory *factory, int index)
     factory->debt_count--;
 }
 
+/* The first debt, if any waits to be sent; else -1. */
+static int dlocki_debt_waiting(const dlock_factory *factory)
+{
+    return factory->debts_sent < factory->debt_count ? factory->debt_first : -1;
+}
+
 static void dlocki_debts_chain(dlock_factory *factory, int from)
 {
     int i;
@@ -3756,11 +3769,11 @@ static void dlocki_debts_chain(dlock_factory *factory, int from)
 
 /* Room for one more debt than there are or may become of handles? Whoever stands in line needs
  * some, so that it grows with their number, and never shrinks. */
-static bool dlocki_debts_fit(dlock_factory *factory, int more)
+static bool dlocki_debts_fit(dlock_factory *factory)
 {
     int room = factory->debt_room;
     dlocki_debt *grown;
-    if (factory->debt_count + factory->reserved + more <= room) {
+    if (factory->debt_count + factory->reserved < room) {
         return true;
     }
     if (room > INT_MAX / 2 || (size_t)room > SIZE_MAX / (2 * sizeof *grown)) {
@@ -3806,7 +3819,6 @@ static int64_t dlocki_debt_lapses(const dlock_factory *factory, const dlocki_deb
  * `bound_to` it. */
 static dlocki_debt *dlocki_owe(dlock_factory *factory, dlock_lock *lock, unsigned bound_to)
 {
-    char letter = lock->_ticket ? (lock->_no_fence ? 'n' : 'g') : (char)0;
     dlocki_debt *debt;
     int i;
     /* An acquire is undone once; a release that has failed may be called again. */
@@ -3819,7 +3831,7 @@ static dlocki_debt *dlocki_owe(dlock_factory *factory, dlock_lock *lock, unsigne
         }
     }
     dlocki_reserve(factory, lock, false);
-    if (!dlocki_debts_fit(factory, 1)) {
+    if (!dlocki_debts_fit(factory)) {
         return NULL;
     }
     i = factory->debt_free;
@@ -3830,7 +3842,7 @@ static dlocki_debt *dlocki_owe(dlock_factory *factory, dlock_lock *lock, unsigne
     *(debt->previous >= 0 ? &factory->debts[debt->previous].next : &factory->debt_first) = i;
     factory->debt_last = i;
     factory->debt_count++;
-    debt->letter = letter;
+    debt->letter = dlocki_letter(lock, lock->_ticket);
     debt->due_at = factory->now;
     debt->expiry_ms = lock->_expiry_ms;
     debt->lease_ms = lock->_verb == DLOCKI_ACQUIRE
@@ -3850,6 +3862,13 @@ static dlocki_debt *dlocki_owe(dlock_factory *factory, dlock_lock *lock, unsigne
 static dlocki_flight *dlocki_flight_at(dlocki_link *link, int n)
 {
     return &link->flights[(link->flight_first + n) % DLOCKI_FLIGHT_MAX];
+}
+
+/* The oldest one was answered. */
+static void dlocki_flight_land(dlocki_link *link)
+{
+    link->flight_first = (link->flight_first + 1) % DLOCKI_FLIGHT_MAX;
+    link->flight_count--;
 }
 
 /* What is answered to this handle's command, or would be sent for it, means nothing any more. */
@@ -4312,8 +4331,7 @@ static void dlocki_pump_debts(dlock_factory *factory, unsigned bound_to)
 {
     int next;
     int i;
-    for (i = factory->debts_sent < factory->debt_count ? factory->debt_first : -1; i >= 0;
-         i = next) {
+    for (i = dlocki_debt_waiting(factory); i >= 0; i = next) {
         dlocki_debt *debt = &factory->debts[i];
         dlocki_command command;
         next = debt->next;
@@ -4603,8 +4621,7 @@ static void dlocki_answer(dlock_factory *factory, bool more)
         dlocki_link_fail(factory, link, DLOCKI_BABBLE, &why);
         return;
     }
-    link->flight_first = (link->flight_first + 1) % DLOCKI_FLIGHT_MAX;
-    link->flight_count--;
+    dlocki_flight_land(link);
     factory->crossing -= factory->crossing > 0;
     link->stale = link->stale || verdict.elsewhere;
     link->returned = link->returned && verdict.kind != DLOCKI_NOSCRIPT;
@@ -4673,8 +4690,7 @@ static void dlocki_inbox_answer(dlock_factory *factory)
         dlocki_verdict verdict = dlocki_judge(asked, false, 0, &inbox->reply);
         fits = verdict.kind != DLOCKI_GARBAGE;
         if (fits) {
-            inbox->flight_first = (inbox->flight_first + 1) % DLOCKI_FLIGHT_MAX;
-            inbox->flight_count--;
+            dlocki_flight_land(inbox);
             dlocki_answer_handshake(factory, inbox, &verdict);
             if (inbox->refused && inbox->state == DLOCKI_UP) {
                 why = inbox->refusal;
@@ -4684,8 +4700,7 @@ static void dlocki_inbox_answer(dlock_factory *factory)
     } else if ((asked == DLOCKI_SUBSCRIBE && message.kind == DLOCKI_SUBSCRIBED_TO) ||
                (asked == DLOCKI_PING && message.kind == DLOCKI_PONG)) {
         fits = true;
-        inbox->flight_first = (inbox->flight_first + 1) % DLOCKI_FLIGHT_MAX;
-        inbox->flight_count--;
+        dlocki_flight_land(inbox);
         if (asked == DLOCKI_SUBSCRIBE) {
             inbox->subscribed_at = factory->now;
             factory->crossing = factory->link.flight_count;
@@ -4804,8 +4819,7 @@ static void dlocki_pump_debts_of(dlock_factory *factory, const dlock_lock *lock)
 {
     bool found = false;
     int i;
-    for (i = factory->debts_sent < factory->debt_count ? factory->debt_first : -1; i >= 0;
-         i = factory->debts[i].next) {
+    for (i = dlocki_debt_waiting(factory); i >= 0; i = factory->debts[i].next) {
         dlocki_debt *debt = &factory->debts[i];
         if (!debt->sent && debt->key_length == lock->_key_length &&
             memcmp(debt->key, lock->_key, debt->key_length) == 0) {
@@ -4836,7 +4850,7 @@ static int dlocki_ask_room(dlock_factory *factory, dlock_lock *lock)
     if (lock->_reserved) {
         return 1;
     }
-    if (factory->debt_count < DLOCK_DEBT_MAX && dlocki_debts_fit(factory, 1)) {
+    if (factory->debt_count < DLOCK_DEBT_MAX && dlocki_debts_fit(factory)) {
         dlocki_reserve(factory, lock, true);
         return 1;
     }
@@ -4881,12 +4895,13 @@ static bool dlocki_pump_lock(dlock_factory *factory, dlock_lock *lock)
 }
 
 /* Do those who would stand in line have to wait until they can? While the inbox is on its way, what
- * is asked would have to be asked again; and those who did ask without a ticket come before those
- * who have not asked yet. */
+ * is asked would have to be asked again (but nobody waits for one that has failed before). And who
+ * did ask without a ticket comes before those who have not asked yet. */
 static bool dlocki_line_is_closed(const dlock_factory *factory)
 {
     bool opens = factory->inbox.state != DLOCKI_DOWN && factory->subscription == 0;
-    return (opens && factory->listeners > 0) || factory->crossing > 0;
+    return (opens && factory->inbox.failures == 0 && factory->listeners > 0) ||
+           factory->crossing > 0;
 }
 
 static bool dlocki_pump_line(dlock_factory *factory, dlocki_list *line)
@@ -4907,8 +4922,7 @@ static bool dlocki_is_idle(const dlock_factory *factory)
             return false;
         }
     }
-    for (i = factory->debts_sent < factory->debt_count ? factory->debt_first : -1; i >= 0;
-         i = factory->debts[i].next) {
+    for (i = dlocki_debt_waiting(factory); i >= 0; i = factory->debts[i].next) {
         if (!factory->debts[i].sent && factory->now >= factory->debts[i].due_at) {
             return false;
         }
@@ -4966,11 +4980,10 @@ static int64_t dlocki_next_wake(const dlock_factory *factory)
     if (factory->timers != NULL) {
         at = dlocki_least(at, factory->timers->_due_at);
     }
-    if (factory->debts_sent == factory->debt_count ||
-        factory->link.flight_count == DLOCKI_FLIGHT_MAX) {
+    if (factory->link.flight_count == DLOCKI_FLIGHT_MAX) {
         return at;   /* nothing more can be sent before an answer comes */
     }
-    for (i = factory->debt_first; i >= 0; i = factory->debts[i].next) {
+    for (i = dlocki_debt_waiting(factory); i >= 0; i = factory->debts[i].next) {
         const dlocki_debt *debt = &factory->debts[i];
         if (!debt->sent && debt->due_at > factory->now) {
             at = dlocki_least(at, debt->due_at);
@@ -5113,15 +5126,9 @@ static bool dlocki_loop_open(dlock_factory *factory)
     int timer = kernel->timer_open(factory->world);
     int due = kernel->wake_fd(factory->world);
     if (set < 0 || timer < 0 || due < 0) {
-        if (set >= 0) {
-            kernel->close(factory->world, set);
-        }
-        if (timer >= 0) {
-            kernel->close(factory->world, timer);
-        }
-        if (due >= 0) {
-            kernel->close(factory->world, due);
-        }
+        dlocki_fd_close(factory, set);
+        dlocki_fd_close(factory, timer);
+        dlocki_fd_close(factory, due);
         return false;
     }
     kernel->set_watch(factory->world, set, factory->wake_fd, POLLIN);
@@ -5349,9 +5356,7 @@ static bool dlocki_renewer_start(dlock_factory *factory, dlock_error *error)
         factory->has_renewer = failed == 0;
         if (failed != 0) {
             factory->renewer_fd = -1;
-        }
-        if (failed != 0 && fd >= 0) {
-            factory->kernel->close(factory->world, fd);
+            dlocki_fd_close(factory, fd);
         }
     }
     dlocki_books_unlock(factory);
@@ -5639,10 +5644,8 @@ DLOCK_DEF void dlock_close(dlock_factory *factory)
         dlocki_link_close(factory, &factory->link);
         dlocki_link_close(factory, &factory->inbox);
     }
-    factory->kernel->close(factory->world, factory->wake_fd);
-    if (factory->renewer_fd >= 0) {
-        factory->kernel->close(factory->world, factory->renewer_fd);
-    }
+    dlocki_fd_close(factory, factory->wake_fd);
+    dlocki_fd_close(factory, factory->renewer_fd);
     dlocki_factory_free(factory);
 }
 

@@ -676,13 +676,13 @@ static void a_reserved_debt_needs_no_memory(void **state)
     factory->alloc = refuse;
     refusals = 0;
     for (int i = 0; i < DLOCK_DEBT_MAX; i++) {
-        assert_true(dlocki_debts_fit(factory, 1));
+        assert_true(dlocki_debts_fit(factory));
         dlocki_reserve(factory, &locks[i], true);
         dlocki_reserve(factory, &locks[i], true);   /* once */
         assert_int_equal(factory->reserved, i + 1);
     }
     assert_int_equal(refusals, 0);
-    assert_false(dlocki_debts_fit(factory, 1));
+    assert_false(dlocki_debts_fit(factory));
     assert_int_equal(refusals, 1);
     give_owner(&locks[DLOCK_DEBT_MAX], 0);
     assert_null(dlocki_owe(factory, &locks[DLOCK_DEBT_MAX], 0));

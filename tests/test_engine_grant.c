@@ -200,6 +200,32 @@ static void a_forged_message_gives_nothing(void **state)
     crowd_close(crowd);
 }
 
+/* Only who knows the owner can forge a grant that must be asked about; then the place stands still,
+ * and is given up with the owner. */
+static void a_forged_grant_that_is_asked_about_leaves_no_ticket(void **state)
+{
+    struct crowd *crowd = crowd_begin(1, LATENCY);
+    struct world *world = crowd->world;
+    char text[160];
+    struct call *call;
+    (void)state;
+    ghost_hold(world, "k", ENDLESS);
+    call = in_line(crowd, 0, &waits);
+    crowd_run(crowd, 6500);
+    (void)snprintf(text, sizeof text, "g %s %lld %lld", call->lock._owner,
+                   (long long)server_now_us(world), (long long)server_now_us(world) - 6000000);
+    world_forge(world, crowd->factories[0], text);
+    crowd_run(crowd, 100);
+    assert_int_equal(call->told, 0);
+    assert_int_equal(world_seen(world, DLOCKI_EXTEND), 1);
+    assert_int_equal(world_ticket_count(world), 1);
+    assert_memory_equal(world_ticket(world, "k", 1)->bytes, call->lock._owner, DLOCKI_OWNER_LENGTH);
+    ghost_release(world);
+    crowd_finish(crowd, call);
+    ours_and_back(crowd, call);
+    crowd_close(crowd);
+}
+
 /* Before its ask has left nobody can have been given anything. */
 static void a_message_that_comes_before_the_ask_gives_nothing(void **state)
 {
@@ -568,6 +594,7 @@ int main(void)
         cmocka_unit_test(held_may_arrive_behind_the_grant),
         cmocka_unit_test(what_a_burnt_owner_is_given_is_passed_on),
         cmocka_unit_test(a_forged_message_gives_nothing),
+        cmocka_unit_test(a_forged_grant_that_is_asked_about_leaves_no_ticket),
         cmocka_unit_test(a_message_that_comes_before_the_ask_gives_nothing),
         cmocka_unit_test(a_lease_begins_where_the_last_answer_says_less_one_per_cent),
         cmocka_unit_test(no_lease_is_believed_in_for_longer_than_it_lasts),

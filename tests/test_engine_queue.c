@@ -511,6 +511,30 @@ static void who_asked_before_the_inbox_stood_lines_up_at_once(void **state)
     crowd_close(crowd);
 }
 
+/* Somebody waits for an inbox that never comes to stand. A free lock needs none. */
+static void an_inbox_that_has_failed_holds_up_nobody(void **state)
+{
+    struct crowd *crowd = crowd_begin(1, LATENCY);
+    struct call *call;
+    struct call *other;
+    int64_t began;
+    (void)state;
+    world_fault(crowd->world, FAULT_DEAF, DLOCKI_SUBSCRIBE)->times = 0;
+    ghost_hold(crowd->world, "k", 1000000);
+    call = crowd_acquire(crowd, 0, "k", &waits);
+    crowd_run(crowd, 1500);
+    assert_int_equal(world_seen(crowd->world, DLOCKI_SUBSCRIBE), 2);
+    began = crowd->world->now;
+    other = crowd_acquire(crowd, 0, "j", &waits);
+    crowd_until(crowd, 1);
+    assert_yes(other->answer, &other->lock);
+    assert_in_range(other->told_at - began, 0, 2 * LATENCY);
+    ghost_release(crowd->world);
+    crowd_until(crowd, 2);
+    assert_yes(call->answer, &call->lock);
+    crowd_close(crowd);
+}
+
 static void a_silent_inbox_is_found_out_and_replaced(void **state)
 {
     static const dlock_options options = {.expiry_ms = 5000, .wait_ms = 60000};
@@ -647,6 +671,7 @@ int main(void)
         cmocka_unit_test(a_line_that_was_deleted_is_joined_again_with_the_old_place),
         cmocka_unit_test(a_waiter_that_is_stopped_costs_one_lease_and_is_not_fooled),
         cmocka_unit_test(who_asked_before_the_inbox_stood_lines_up_at_once),
+        cmocka_unit_test(an_inbox_that_has_failed_holds_up_nobody),
         cmocka_unit_test(a_silent_inbox_is_found_out_and_replaced),
         cmocka_unit_test(while_no_inbox_can_be_had_it_is_asked_at_a_pace),
         cmocka_unit_test(an_inbox_that_is_closed_at_once_is_not_hammered),
