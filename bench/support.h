@@ -626,8 +626,8 @@ inline redisContext *connect_url(const char *text, std::string *failure)
         *failure = error.text;
         return nullptr;
     }
-    redisContext *context =
-        url->is_unix ? redisConnectUnix(url->host) : redisConnect(url->host, url->port);
+    redisContext *context = url->is_unix ? redisConnectUnix(url->host)
+                                         : redisConnect(url->host, static_cast<int>(url->port));
     redisReply *reply = nullptr;
     if (context != nullptr && context->err == 0 && url->username_length > 0) {
         reply = static_cast<redisReply *>(redisCommand(context, "AUTH %b %b", url->username,
@@ -640,7 +640,8 @@ inline redisContext *connect_url(const char *text, std::string *failure)
     bool good = reply == nullptr || reply->type == REDIS_REPLY_STATUS;
     freeReplyObject(reply);
     if (good && context != nullptr && context->err == 0 && url->database != 0) {
-        reply = static_cast<redisReply *>(redisCommand(context, "SELECT %d", url->database));
+        reply = static_cast<redisReply *>(
+            redisCommand(context, "SELECT %d", static_cast<int>(url->database)));
         good = reply != nullptr && reply->type == REDIS_REPLY_STATUS;
         freeReplyObject(reply);
     }
@@ -689,14 +690,15 @@ struct ratio {
     std::string text;   /* median (least .. most) */
 };
 
-inline ratio ratio_of(const std::vector<double> &ours, const std::vector<double> &floor)
+inline ratio ratio_of(const std::vector<double> &ours, const std::vector<double> &floor,
+                      const char *format = "%.2f ")
 {
     std::vector<double> all;
     for (size_t i = 0; i < ours.size() && i < floor.size(); i++) {
         all.push_back(floor[i] > 0 ? ours[i] / floor[i] : 0);
     }
     double middle = median(all);
-    return {middle, number("%.2f ", middle) + number("(%.2f .. ", quantile(all, 0)) +
+    return {middle, number(format, middle) + number("(%.2f .. ", quantile(all, 0)) +
                         number("%.2f)", quantile(all, 1))};
 }
 

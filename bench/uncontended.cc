@@ -43,13 +43,6 @@ const char USAGE[] =
     "  --check      exit status 1 if a target is missed\n"
     "  --help       this text\n";
 
-struct settings {
-    double seconds = 10;
-    const char *url = nullptr;
-    bool tcp = false;
-    bool check = false;
-};
-
 /* One way to take and give back a lock, and what was measured of it. */
 struct variant {
     const char *name;
@@ -72,45 +65,6 @@ struct meters {
 std::string failure;
 
 /* ----------------------------------------------------------------------------- the floor */
-
-/* Blocking hiredis at the server that a URL names. NULL: `failure` says why. */
-redisContext *connect_url(const char *text)
-{
-    dlock_error error = dlock_error();
-    std::unique_ptr<dlocki_url> url(new dlocki_url());
-    if (!dlocki_url_parse(text, url.get(), &error)) {
-        failure = error.text;
-        return nullptr;
-    }
-    redisContext *context =
-        url->is_unix ? redisConnectUnix(url->host) : redisConnect(url->host, url->port);
-    redisReply *reply = nullptr;
-    if (context != nullptr && context->err == 0 && url->username_length > 0) {
-        reply = static_cast<redisReply *>(redisCommand(context, "AUTH %b %b", url->username,
-                                                       url->username_length, url->password,
-                                                       url->password_length));
-    } else if (context != nullptr && context->err == 0 && url->has_password) {
-        reply = static_cast<redisReply *>(
-            redisCommand(context, "AUTH %b", url->password, url->password_length));
-    }
-    bool good = reply == nullptr || reply->type == REDIS_REPLY_STATUS;
-    freeReplyObject(reply);
-    if (good && context != nullptr && context->err == 0 && url->database != 0) {
-        reply = static_cast<redisReply *>(redisCommand(context, "SELECT %d", url->database));
-        good = reply != nullptr && reply->type == REDIS_REPLY_STATUS;
-        freeReplyObject(reply);
-    }
-    if (good && context != nullptr && context->err == 0) {
-        return context;
-    }
-    failure = !good                ? "the server does not take this password or database"
-              : context != nullptr ? context->errstr
-                                   : "no memory";
-    if (context != nullptr) {
-        redisFree(context);
-    }
-    return nullptr;
-}
 
 /* As fast as blocking hiredis goes: argument vectors, not format strings, which cost another 4 %.
  * The owner is as long and as random to the eye as ours, but drawn by a cheap generator. */
@@ -284,48 +238,15 @@ bool run_rounds(std::vector<variant> &variants, double seconds)
 
 /* ------------------------------------------------------------------------------- the table */
 
-double median(std::vector<double> values)
-{
-    std::sort(values.begin(), values.end());
-    size_t half = values.size() / 2;
-    return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
-std::string number(const char *format, double value)
-{
-    char text[64];
-    snprintf(text, sizeof text, format, value);
-    return text;
-}
-
-/* This measure of a variant to that of the floor, round by round. */
-struct ratio {
-    double middle;
-    std::string text;
-};
-
-ratio compare(const std::vector<double> &ours, const std::vector<double> &floor)
-{
-    std::vector<double> all;
-    for (size_t i = 0; i < ours.size(); i++) {
-        all.push_back(ours[i] / floor[i]);
-    }
-    double middle = median(all);
-    std::string text = number("%.3f ", middle) +
-                       number("(%.2f .. ", *std::min_element(all.begin(), all.end())) +
-                       number("%.2f)", *std::max_element(all.begin(), all.end()));
-    return {middle, text};
-}
-
 /* Prints one line. False if a target is missed. */
 bool print_variant(const variant &each, const variant &floor, bool counted, bool counts)
 {
     bool ours = each.target > 0;
     bool good = !ours || !counted || each.allocations == 0;
-    ratio clock = compare(each.seconds, floor.seconds);
-    ratio processor = {clock.middle, "-"};
+    bench::ratio clock = bench::ratio_of(each.seconds, floor.seconds, "%.3f ");
+    bench::ratio processor = {clock.middle, "-"};
     if (floor.processor[0] > 0) {
-        processor = compare(each.processor, floor.processor);
+        processor = bench::ratio_of(each.processor, floor.processor, "%.3f ");
     }
     good = good && (!ours || processor.middle <= each.target);
     const char *verdict = !ours ? "" : good ? "met" : "MISSED";
@@ -335,14 +256,14 @@ bool print_variant(const variant &each, const variant &floor, bool counted, bool
     if (counted) {
         heap = each.allocations == 0
                    ? "0"
-                   : number("%.2f", static_cast<double>(each.allocations) / pairs);
+                   : bench::number("%.2f", static_cast<double>(each.allocations) / pairs);
     }
     if (counts) {
-        instructions = number("%.0f", static_cast<double>(each.instructions) / pairs);
+        instructions = bench::number("%.0f", static_cast<double>(each.instructions) / pairs);
     }
-    printf("%-34s %6.2f  %-21s %-21s %-7s %-6s %5s %6s\n", each.title, median(each.seconds) * 1e6,
-           clock.text.c_str(), processor.text.c_str(),
-           ours ? number("<= %.2f", each.target).c_str() : "", verdict, heap.c_str(),
+    printf("%-34s %6.2f  %-21s %-21s %-7s %-6s %5s %6s\n", each.title,
+           bench::median(each.seconds) * 1e6, clock.text.c_str(), processor.text.c_str(),
+           ours ? bench::number("<= %.2f", each.target).c_str() : "", verdict, heap.c_str(),
            instructions.c_str());
     return good;
 }
@@ -361,7 +282,7 @@ bool print_table(const std::vector<variant> &variants, const bench::instructions
     }
     if (variants[0].processor[0] <= 0) {
         printf("processor time of the server: not available here\n");
-    } else if (median(variants[0].seconds) > 1.2 * median(variants[0].processor)) {
+    } else if (bench::median(variants[0].seconds) > 1.2 * bench::median(variants[0].processor)) {
         printf("OTHER PROGRAMS had the processor for much of the time, and its caches: all ratios "
                "are too high, run it again alone\n");
     }
@@ -376,64 +297,17 @@ bool print_table(const std::vector<variant> &variants, const bench::instructions
 
 /* ------------------------------------------------------------------------------- the program */
 
-/* False: the usage was wrong, or asked for; *status is the exit status. */
-bool read_options(int argc, char **argv, settings *wanted, int *status)
+/* On which processors everything runs. */
+std::string placed(const bench::settings &wanted, int processor)
 {
-    bool good = true;
-    for (int i = 1; i < argc && good; i++) {
-        const std::string option = argv[i];
-        const char *value = i + 1 < argc ? argv[i + 1] : nullptr;
-        if (option == "--help") {
-            fputs(USAGE, stdout);
-            *status = 0;
-            return false;
-        } else if (option == "--check") {
-            wanted->check = true;
-        } else if (option == "--tcp") {
-            wanted->tcp = true;
-        } else if (option == "--seconds" && value != nullptr) {
-            char *end = nullptr;
-            wanted->seconds = strtod(value, &end);
-            good = end != value && *end == '\0' && wanted->seconds > 0 && wanted->seconds < 1e6;
-            i++;
-        } else if (option == "--url" && value != nullptr) {
-            wanted->url = value;
-            i++;
-        } else {
-            good = false;
-        }
-    }
-    good = good && !(wanted->tcp && wanted->url != nullptr);
-    if (!good) {
-        fputs(USAGE, stderr);
-        *status = 2;
-    }
-    return good;
-}
-
-void print_facts(const settings &wanted, redisContext *context, int processor)
-{
-    std::string where = "a server of yours; NOT pinned";
-    if (wanted.url == nullptr) {
-        where = std::string("private, no persistence, by ") +
-                (wanted.tcp ? "loopback TCP" : "unix socket");
-    }
-    std::string pinned;
     if (processor >= 0) {
-        pinned = ", server and client pinned to processor " + std::to_string(processor);
-    } else if (wanted.url == nullptr) {
-        pinned = ", NOT pinned: the system does not allow it";
+        return "server and client pinned to processor " + std::to_string(processor);
     }
-    printf("machine  %s%s\n", bench::machine().c_str(), pinned.c_str());
-    printf("server   %s, %s\n", bench::server_version(context).c_str(), where.c_str());
-    printf("program  %s; hiredis %d.%d.%d, dlock %d.%d.%d\n", bench::compiler().c_str(),
-           HIREDIS_MAJOR, HIREDIS_MINOR, HIREDIS_PATCH, DLOCK_VERSION_MAJOR, DLOCK_VERSION_MINOR,
-           DLOCK_VERSION_PATCH);
-    fflush(stdout);
+    return wanted.url != nullptr ? "nothing is pinned" : "NOT pinned: the system does not allow it";
 }
 
 /* Measures and prints. The exit status. */
-int answer(const settings &wanted, const bench::server &server, redisContext *context,
+int answer(const bench::settings &wanted, const bench::server &server, redisContext *context,
            dlock_factory *factory)
 {
     const std::string prefix = "dlock:bench:" + std::to_string(std::random_device()()) + ":";
@@ -475,9 +349,10 @@ int answer(const settings &wanted, const bench::server &server, redisContext *co
 
 int main(int argc, char **argv)
 {
-    settings wanted;
+    bench::settings wanted;
     int status = 1;
-    if (!read_options(argc, argv, &wanted, &status)) {
+    wanted.seconds = 10;
+    if (!bench::read_settings(argc, argv, USAGE, &wanted, &status)) {
         return status;
     }
     bench::catch_signals();
@@ -491,7 +366,7 @@ int main(int argc, char **argv)
         }
     }
     const char *url = wanted.url != nullptr ? wanted.url : server.url().c_str();
-    redisContext *context = connect_url(url);
+    redisContext *context = bench::connect_url(url, &failure);
     dlock_error error = dlock_error();
     dlock_factory *factory = dlock_open(url, nullptr, &error);
     if (context == nullptr || factory == nullptr) {
@@ -499,7 +374,7 @@ int main(int argc, char **argv)
     } else {
         timeval limit = {5, 0};
         redisSetTimeout(context, limit);
-        print_facts(wanted, context, processor);
+        bench::show_facts(wanted, context, placed(wanted, processor));
         status = answer(wanted, server, context, factory);
     }
     dlock_close(factory);

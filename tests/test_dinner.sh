@@ -14,8 +14,6 @@ esac
 work=$(mktemp -d) || exit 2
 out=$work/out # what the last dinner said
 server=
-passed=0
-failed=0
 
 tidy() {
     if [ -n "$server" ]; then
@@ -24,24 +22,7 @@ tidy() {
     fi
     rm -rf "$work"
 }
-trap tidy EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-
-# check WHAT COMMAND...: the case passes if the command succeeds.
-check() {
-    what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-        echo "ok - $what"
-    else
-        failed=$((failed + 1))
-        echo "not ok - $what"
-        echo "    status ${status-none}, ${took-0} s, output:"
-        sed 's/^/    | /' "$out"
-    fi
-}
+. tests/checks.sh
 
 # run SECONDS COMMAND...: in a fresh TMPDIR, without standard input; sets status, took; output in
 # $out. timeout makes the status 124, and nothing here expects that.

@@ -16,8 +16,6 @@ programs='loop_poll loop_libuv loop_libevent'
 work=$(mktemp -d) || exit 2
 socket=$work/server.sock
 children= # that were started in the background
-passed=0
-failed=0
 
 tidy() {
     # shellcheck disable=SC2086 # words
@@ -25,24 +23,7 @@ tidy() {
     wait
     rm -rf "$work"
 }
-trap tidy EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-
-# check WHAT COMMAND...: the case passes if the command succeeds.
-check() {
-    what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-        echo "ok - $what"
-    else
-        failed=$((failed + 1))
-        echo "not ok - $what"
-        echo "    status ${status-none}, ${took-0} s, output:"
-        sed 's/^/    | /' "$out"
-    fi
-}
+. tests/checks.sh
 
 # run SECONDS COMMAND...: sets status and took; the output is in $out, temporary files are in $home.
 # timeout makes the status 124, which nothing here expects.
